@@ -1,0 +1,1 @@
+"""Backends and peers, measured side by side."""

@@ -1,0 +1,1 @@
+"""Checkpoint to model folder: runs once, may import torch."""

@@ -1,0 +1,1 @@
+"""The PyTorch networks that every export is checked against."""

@@ -1,0 +1,1 @@
+"""One torch-free pipeline per task."""

@@ -1,0 +1,1 @@
+"""Noise schedulers in NumPy, with the names and numbers of diffusers."""
