@@ -1,1 +1,38 @@
-"""The engines that run a network."""
+"""The engines that run a network. Each is a module, imported when it is asked for."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from .protocol import Array, Network, TensorSpec
+
+__all__ = ["BACKENDS", "Array", "Network", "TensorSpec", "backend_module", "open_network"]
+
+#: name -> the module that implements it: `open_network(graph, device=...)`, `target(device)`, `describe()`
+BACKENDS: Mapping[str, str] = MappingProxyType({"onnxruntime": ".onnxruntime"})
+
+
+def backend_module(backend: str) -> Any:
+    """The module of a backend; Any, because a module is not a type.
+
+    Raises:
+        ValueError: no backend has this name.
+        ModuleNotFoundError: its engine is not installed; the message says what to install.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    return import_module(BACKENDS[backend], __package__)
+
+
+def open_network(graph: Path, *, backend: str = "onnxruntime", device: str = "cpu") -> Network:
+    """Opens one graph with the engine named.
+
+    Raises:
+        ValueError: an unknown backend or device, or a graph that the engine cannot open.
+        FileNotFoundError: there is no such graph.
+        ModuleNotFoundError: the engine is not installed.
+    """
+    network: Network = backend_module(backend).open_network(graph, device=device)
+    return network

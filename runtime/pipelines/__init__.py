@@ -1,1 +1,6 @@
 """One torch-free pipeline per task."""
+
+from .base import DiffusionPipeline
+from .stable_diffusion import StableDiffusionPipeline, StableDiffusionPipelineOutput
+
+__all__ = ["DiffusionPipeline", "StableDiffusionPipeline", "StableDiffusionPipelineOutput"]

@@ -1,0 +1,120 @@
+"""A checkpoint in diffusers' layout: where it comes from, what is in it, and whether it can be exported at all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safelight.reference.checkpoint import find_weights
+from safelight.runtime.manifest import file_record
+from safelight.runtime.model_folder import GRAPH, MODEL_INDEX, read_json_object
+from safelight.runtime.source import download, is_hub_id
+
+from .networks import COMPONENT_KINDS
+
+_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+#: parts of a checkpoint that the picture does not need
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+@dataclass(frozen=True)
+class Component:
+    """A network of the checkpoint."""
+
+    name: str
+    class_name: str
+    path: Path
+    variant: str | None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that can be exported, as far as can be told without reading its weights."""
+
+    path: Path
+    index: Mapping[str, Any]
+    components: tuple[Component, ...]
+    tokenizers: tuple[str, ...]
+    schedulers: tuple[str, ...]
+    left_out: tuple[str, ...]  # optional components that it has and an export does not
+    source: dict[str, Any]  # for the manifest
+
+
+def open_checkpoint(
+    source: str | Path, *, variant: str | None = None, revision: str | None = None, token: str | None = None
+) -> Checkpoint:
+    """Finds a checkpoint and looks it over.
+
+    Args:
+        source: a folder, or a hub id.
+        variant: of the weights, such as "fp16".
+        revision: of a hub id.
+        token: for the hub.
+
+    Raises:
+        FileNotFoundError: there is no such folder or hub id, or a component, a configuration or weights are missing.
+        ValueError: the folder is no checkpoint, or one that cannot be exported; the message says why.
+    """
+    path = Path(source)
+    if not path.exists():
+        if not is_hub_id(str(source)):
+            raise FileNotFoundError(f"{source} does not exist, and is no hub id either (owner/name)")
+        path = download(str(source), revision=revision, token=token)
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file; a checkpoint is a folder with a {MODEL_INDEX}")
+    if not (path / MODEL_INDEX).is_file():
+        raise ValueError(f"{path} is no checkpoint: it has no {MODEL_INDEX}")
+    if any(path.glob(f"*/{GRAPH}")):
+        raise ValueError(f"{path} was exported already: it holds {GRAPH} files")
+    index = read_json_object(path / MODEL_INDEX)
+    components, tokenizers, schedulers, left_out = [], [], [], []
+    for name, class_name in _classes(index).items():
+        if name in _OPTIONAL:
+            left_out.append(name)
+        elif class_name.endswith("Scheduler"):
+            read_json_object(path / name / "scheduler_config.json")
+            schedulers.append(name)
+        elif class_name in _TOKENIZERS:
+            tokenizers.append(name)
+        elif class_name in COMPONENT_KINDS:
+            components.append(_component(path, name, class_name, variant))
+        else:
+            raise ValueError(
+                f"{path}: component {name} is a {class_name}, which cannot be exported yet; "
+                f"known: {', '.join(COMPONENT_KINDS)}"
+            )
+    if not components:
+        raise ValueError(f"{path / MODEL_INDEX} names no network")
+    files = {str(file.relative_to(path)): file for component in components for file in _files(component)}
+    return Checkpoint(
+        path=path,
+        index=index,
+        components=tuple(components),
+        tokenizers=tuple(tokenizers),
+        schedulers=tuple(schedulers),
+        left_out=tuple(left_out),
+        source={
+            "id": str(source) if is_hub_id(str(source)) and not Path(source).exists() else path.resolve().name,
+            "revision": revision,
+            "variant": variant,
+            "files": {name: file_record(file).sha256 for name, file in files.items()},
+        },
+    )
+
+
+def _classes(index: Mapping[str, Any]) -> dict[str, str]:
+    """Component name -> class name, of the components that the index names with a class."""
+    pairs = {name: value for name, value in index.items() if isinstance(value, list)}
+    return {name: str(value[1]) for name, value in pairs.items() if len(value) == 2 and value[1] is not None}
+
+
+def _component(path: Path, name: str, class_name: str, variant: str | None) -> Component:
+    """One network, whose folder, configuration and weights must be there and make sense."""
+    folder = path / name
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path} lacks the component {name}, which its {MODEL_INDEX} names")
+    return Component(name, class_name, folder, variant)
+
+
+def _files(component: Component) -> list[Path]:
+    return [component.path / "config.json", *find_weights(component.path, variant=component.variant)]

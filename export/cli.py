@@ -1,0 +1,61 @@
+"""`safelight export SOURCE DESTINATION`."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+SUMMARY = "turn a checkpoint into a model folder that runs without PyTorch"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments; options are spelled as `optimum-cli export onnx` spells them."""
+    parser.add_argument("source", metavar="SOURCE", help="a checkpoint: a folder in diffusers' layout, or a hub id")
+    parser.add_argument("destination", metavar="DESTINATION", type=Path, help="a folder that is new or empty")
+    parser.add_argument("--opset", type=int, default=23, help="of model.onnx: 18 to 23 (default: %(default)s)")
+    parser.add_argument("--dtype", default="fp32", help="of the arithmetic: fp32 or fp16 (default: %(default)s)")
+    parser.add_argument("--weights-dtype", help="of the stored weights: fp32 or fp16 (default: that of the arithmetic)")
+    parser.add_argument(
+        "--device", default="cpu", help="where the graphs are checked: cpu or cuda (default: %(default)s)"
+    )
+    parser.add_argument("--atol", type=float, help="largest absolute error that passes (default: a relative error)")
+    parser.add_argument("--no-validate", action="store_true", help="leave out the comparison with the reference")
+    parser.add_argument("--variant", help="of the checkpoint's weights, such as fp16")
+    parser.add_argument("--revision", help="of a hub id: a branch, a tag or a commit")
+    parser.add_argument("--token", help="for the hub")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exports; prints a line a stage, and the fidelity of each component."""
+    try:
+        import torch  # noqa: F401  # the first of the extra's packages: what follows needs them all
+
+        from .checkpoint import open_checkpoint
+        from .folder import ExportOptions, check_destination, export_model
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"export needs: pip install 'safelight[export]' ({error})") from error
+    started = time.perf_counter()
+
+    def progress(line: str) -> None:
+        if not arguments.quiet:
+            print(f"[{time.perf_counter() - started:6.1f} s] {line}", flush=True)
+
+    options = ExportOptions(
+        opset=arguments.opset,
+        dtype=arguments.dtype,
+        weights_dtype=arguments.weights_dtype,
+        device=arguments.device,
+        atol=arguments.atol,
+        validate=not arguments.no_validate,
+    )
+    check_destination(arguments.destination)
+    checkpoint = open_checkpoint(
+        arguments.source, variant=arguments.variant, revision=arguments.revision, token=arguments.token
+    )
+    if "safety_checker" in checkpoint.left_out:
+        print("safelight: the checkpoint's safety checker is not exported: pictures go unchecked", file=sys.stderr)
+    export_model(checkpoint, arguments.destination, options, progress=progress)
+    size = sum(path.stat().st_size for path in arguments.destination.rglob("*") if path.is_file())
+    progress(f"{arguments.destination}: {size / 1e6:.1f} MB")
+    return 0

@@ -1,0 +1,178 @@
+"""What there is to export: one description per network serves the trace, the manifest and the check."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from safelight.reference import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TensorDescription:
+    """An input or output: a fixed dimension is a number, a free one its name."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: torch.dtype | None = None  # None: the network's own floating-point dtype
+    below: int | None = None  # of integers: random examples lie in [0, below)
+
+    def example(self, sizes: Mapping[str, int], *, device: str, dtype: torch.dtype, seed: int = 0) -> Tensor:
+        """Random values of the right kind, the free dimensions taken from `sizes`."""
+        shape = [sizes[dimension] if isinstance(dimension, str) else dimension for dimension in self.shape]
+        if device == "meta":
+            return torch.empty(shape, dtype=self.dtype or dtype, device=device)
+        generator = torch.Generator().manual_seed(seed)
+        if self.below is not None:
+            return torch.randint(0, self.below, shape, generator=generator).to(self.dtype or dtype)
+        return torch.randn(shape, generator=generator).to(self.dtype or dtype)
+
+
+@dataclass(frozen=True)
+class NetworkDescription:
+    """One graph to export: which part of a component's module it is, and what goes in and out."""
+
+    name: str  # the folder that it is written to
+    component: str  # the folder of the checkpoint that it comes from
+    run: Callable[..., Any]  # the part of the component's module that the graph holds, over plain tensors
+    inputs: tuple[TensorDescription, ...]
+    outputs: tuple[TensorDescription, ...]
+    trace_sizes: Mapping[str, int]  # no two alike and no 1, so that no dimension passes for another or for a constant
+    check_sizes: Sequence[Mapping[str, int]]  # what the written graph is run at
+
+    def module(self, model: nn.Module) -> nn.Module:
+        """The part of the component's module that the graph holds, as a module over plain tensors."""
+        return _Part(model, self.run)
+
+
+class _Part(nn.Module):
+    """Calls one function of a model; its parameters are the model's, with the prefix `model.`."""
+
+    def __init__(self, model: nn.Module, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.run = run
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.run(self.model, *inputs)
+
+
+def _encode_text(model: CLIPTextModel, input_ids: Tensor) -> tuple[Tensor, ...]:
+    output = model(input_ids)
+    return (output.last_hidden_state, output.pooler_output, *output.hidden_states)
+
+
+def _text_encoder(component: str, config: Config) -> list[NetworkDescription]:
+    length, width = config["max_position_embeddings"], config["hidden_size"]
+    states = tuple(
+        TensorDescription(f"hidden_states.{layer}", ("batch", "sequence_length", width))
+        for layer in range(config["num_hidden_layers"] + 1)
+    )
+    return [
+        NetworkDescription(
+            name=component,
+            component=component,
+            run=_encode_text,
+            inputs=(
+                TensorDescription("input_ids", ("batch", "sequence_length"), torch.int64, below=config["vocab_size"]),
+            ),
+            outputs=(
+                TensorDescription("last_hidden_state", ("batch", "sequence_length", width)),
+                TensorDescription("pooler_output", ("batch", width)),
+                *states,
+            ),
+            trace_sizes={"batch": 2, "sequence_length": length - 1},
+            check_sizes=({"batch": 2, "sequence_length": length}, {"batch": 1, "sequence_length": 5}),
+        )
+    ]
+
+
+def _unet(component: str, config: Config) -> list[NetworkDescription]:
+    image = ("height", "width")
+    return [
+        NetworkDescription(
+            name=component,
+            component=component,
+            run=UNet2DConditionModel.predict,
+            inputs=(
+                TensorDescription("sample", ("batch", config["in_channels"], *image)),
+                TensorDescription("timestep", ("batch",), torch.float32, below=1000),
+                TensorDescription("encoder_hidden_states", ("batch", "sequence_length", config["cross_attention_dim"])),
+            ),
+            outputs=(TensorDescription("out_sample", ("batch", config["out_channels"], *image)),),
+            trace_sizes={"batch": 2, "height": 22, "width": 30, "sequence_length": 7},
+            check_sizes=(
+                {"batch": 2, "height": 16, "width": 16, "sequence_length": 32},
+                {"batch": 1, "height": 11, "width": 22, "sequence_length": 9},
+            ),
+        )
+    ]
+
+
+def _autoencoder(component: str, config: Config) -> list[NetworkDescription]:
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    latent = config["latent_channels"]
+    return [
+        NetworkDescription(
+            name=f"{component}_encoder",
+            component=component,
+            run=AutoencoderKL.encode_parameters,
+            inputs=(TensorDescription("sample", ("batch", config["in_channels"], "height", "width")),),
+            outputs=(TensorDescription("latent_parameters", ("batch", 2 * latent, "latent_height", "latent_width")),),
+            trace_sizes={"batch": 2, "height": 6 * factor, "width": 10 * factor},
+            check_sizes=(
+                {"batch": 2, "height": 8 * factor, "width": 8 * factor},
+                {"batch": 1, "height": 5 * factor, "width": 11 * factor},
+            ),
+        ),
+        NetworkDescription(
+            name=f"{component}_decoder",
+            component=component,
+            run=AutoencoderKL.decode_sample,
+            inputs=(TensorDescription("latent_sample", ("batch", latent, "latent_height", "latent_width")),),
+            outputs=(TensorDescription("sample", ("batch", config["out_channels"], "height", "width")),),
+            trace_sizes={"batch": 2, "latent_height": 6, "latent_width": 10},
+            check_sizes=(
+                {"batch": 2, "latent_height": 8, "latent_width": 8},
+                {"batch": 1, "latent_height": 5, "latent_width": 11},
+            ),
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class ComponentKind:
+    """A class of networks that can be exported: the reference's module, and the graphs that it is written as."""
+
+    model: Any  # a reference class: `from_config`, `from_pretrained`
+    describe: Callable[[str, Config], list[NetworkDescription]]
+
+
+#: the class named in model_index.json -> how it is exported
+COMPONENT_KINDS: Mapping[str, ComponentKind] = {
+    "CLIPTextModel": ComponentKind(CLIPTextModel, _text_encoder),
+    "UNet2DConditionModel": ComponentKind(UNet2DConditionModel, _unet),
+    "AutoencoderKL": ComponentKind(AutoencoderKL, _autoencoder),
+}
+
+
+def describe(class_name: str, component: str, config: Config) -> list[NetworkDescription]:
+    """The graphs that a component is written as.
+
+    Args:
+        class_name: of the component, as model_index.json has it; a key of `COMPONENT_KINDS`.
+        component: the name of its folder.
+        config: the reference module's configuration, complete with defaults.
+    """
+    return COMPONENT_KINDS[class_name].describe(component, config)
+
+
+def build(class_name: str, config: Config, dtype: torch.dtype) -> nn.Module:
+    """The reference module on the meta device: shapes and names without weights."""
+    with torch.device("meta"):
+        model = COMPONENT_KINDS[class_name].model.from_config(config)
+    return cast("nn.Module", model.to(dtype).eval())

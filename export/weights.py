@@ -1,0 +1,144 @@
+"""The weight file of a network: a safetensors file that every graph of the network points into.
+
+An ONNX graph's external data is (file, offset, length); a safetensors file is a JSON header and then plain bytes. So
+one file is both, and whoever reads safetensors finds a weight by its name.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+#: the name that optimum and its kin look for beside `model.onnx`
+WEIGHTS_NAME = "model.onnx_data"
+
+_ALIGNMENT = 64  # of the first tensor: a cache line
+_SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_IR_DTYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in the weight file: bytes from the start of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A weight file that was written."""
+
+    path: Path
+    tensors: Mapping[str, StoredTensor]
+    transposed: frozenset[str]  # stored as the transpose of the checkpoint's
+
+
+def store_transposed(model: ir.Model, candidates: Iterable[ir.Value]) -> frozenset[str]:
+    """Takes the transposes of weights out of a graph, for the file to hold them.
+
+    torch multiplies by the transpose of a Linear's weight. Where nothing else reads the weight, the graph is to read
+    the transpose straight from the file, so that an engine maps it without making a copy.
+
+    Returns:
+        The names of the parameters whose transpose the file must hold.
+    """
+    transposed = set()
+    for parameter in candidates:
+        nodes = [usage.node for usage in parameter.uses()]
+        if not nodes or any(node.op_type != "Transpose" for node in nodes) or parameter.shape is None:
+            continue
+        if len(parameter.shape) != 2:
+            continue
+        for node in nodes:
+            node.outputs[0].replace_all_uses_with(parameter)
+            model.graph.remove(node, safe=True)
+        parameter.shape = ir.Shape(list(parameter.shape)[::-1])
+        assert parameter.name is not None
+        transposed.add(parameter.name)
+    return frozenset(transposed)
+
+
+def write_weights(
+    path: Path, names: Iterable[str], state: Mapping[str, Tensor], *, transposed: frozenset[str], dtype: torch.dtype
+) -> WeightFile:
+    """Writes a safetensors file, one tensor after the other.
+
+    Args:
+        path: the file to write.
+        names: which tensors, in the order of the file.
+        state: at least those tensors, as the checkpoint has them.
+        transposed: the tensors to store as their transpose.
+        dtype: of the storage.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    header: dict[str, dict[str, object]] = {}
+    position = 0
+    for name in names:
+        shape = tuple(reversed(state[name].shape)) if name in transposed else tuple(state[name].shape)
+        end = position + state[name].numel() * dtype.itemsize
+        header[name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    start = 8 + len(text)
+    tensors = {}
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in header:
+            tensor = state[name].detach().to(dtype)
+            tensor = (tensor.T if name in transposed else tensor).contiguous()
+            offset = file.tell()
+            file.write(tensor.view(torch.uint8).numpy().data if tensor.ndim else tensor.numpy().tobytes())
+            tensors[name] = StoredTensor(dtype, tuple(tensor.shape), offset, file.tell() - offset)
+    assert next(iter(tensors.values())).offset == start
+    return WeightFile(path, tensors, transposed)
+
+
+def bind(model: ir.Model, parameters: Iterable[ir.Value], weights: WeightFile) -> None:
+    """Makes a graph's parameters initializers whose data lie in the weight file.
+
+    Where the file's dtype is not the graph's, a Cast follows the initializer: engines fold it when they load.
+    """
+    for value in list(parameters):
+        assert value.name is not None
+        stored = weights.tensors[value.name]
+        arithmetic = value.dtype
+        model.graph.inputs.remove(value)
+        value.type = ir.TensorType(_IR_DTYPES[stored.dtype])  # a new one: clones of a graph share theirs
+        value.const_value = ir.ExternalTensor(
+            location=weights.path.name,
+            offset=stored.offset,
+            length=stored.length,
+            dtype=_IR_DTYPES[stored.dtype],
+            shape=ir.Shape(stored.shape),
+            name=value.name,
+            base_dir=weights.path.parent,
+        )
+        if arithmetic is not None and arithmetic != value.dtype:
+            _cast(model, value, arithmetic)
+        model.graph.register_initializer(value)
+
+
+def _cast(model: ir.Model, value: ir.Value, dtype: ir.DataType) -> None:
+    """Puts a Cast between a value and all its readers, the graph's own outputs apart."""
+    cast = ir.node("Cast", [value], attributes={"to": dtype.value}, name=f"{value.name}.cast")
+    cast.outputs[0].name = f"{value.name}.{dtype.name.lower()}"
+    cast.outputs[0].type = ir.TensorType(dtype)
+    cast.outputs[0].shape = value.shape
+    for usage in list(value.uses()):
+        if usage.node is not cast:
+            usage.node.replace_input_with(usage.idx, cast.outputs[0])
+    model.graph.insert_before(next(iter(model.graph)), cast)

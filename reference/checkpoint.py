@@ -1,0 +1,203 @@
+"""Reading a component's folder of a checkpoint: `config.json` and safetensors, and nothing that could run code.
+
+A folder of a checkpoint as diffusers and transformers write it::
+
+    unet/config.json
+    unet/diffusion_pytorch_model.safetensors          or model.safetensors
+    unet/diffusion_pytorch_model.fp16.safetensors     variant="fp16"
+    unet/diffusion_pytorch_model.safetensors.index.json and the shards that it names
+"""
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+#: what diffusers calls its weights, and what transformers does
+_STEMS = ("diffusion_pytorch_model", "model")
+_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_NAMED_IN_ERRORS = 5
+
+
+def component_folder(folder: str | Path, subfolder: str | None = None) -> Path:
+    """The folder of one network, which has a `config.json`.
+
+    Args:
+        folder: a component's folder, or with `subfolder` the checkpoint that holds it.
+        subfolder: the component's name, such as "unet".
+
+    Raises:
+        FileNotFoundError: it is no folder, or has no `config.json`.
+    """
+    path = Path(folder) if subfolder is None else Path(folder) / subfolder
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder; expected one with config.json and safetensors weights")
+    if not (path / "config.json").is_file():
+        if (path / "model_index.json").is_file():
+            raise FileNotFoundError(f"{path} is a whole pipeline; name one of its networks, such as subfolder='unet'")
+        raise FileNotFoundError(f"{path} has no config.json, so it is no network of a diffusers checkpoint")
+    return path
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The contents of a component's `config.json`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not a JSON object, or a Git LFS pointer.
+    """
+    return _read_json(component_folder(folder) / "config.json")
+
+
+def find_weights(folder: Path, *, variant: str | None = None) -> list[Path]:
+    """The safetensors files that together hold a component's weights: one, or the shards that an index names.
+
+    Args:
+        folder: a component's folder.
+        variant: such as "fp16", of files named `diffusion_pytorch_model.fp16.safetensors`.
+
+    Raises:
+        FileNotFoundError: there are none, or a shard is missing.
+        ValueError: there is only pickle, which is refused, or the index is broken.
+    """
+    infix = "" if variant is None else f".{variant}"
+    for stem in _STEMS:
+        single = folder / f"{stem}{infix}.safetensors"
+        if single.is_file():
+            return [single]
+        index = folder / f"{stem}.safetensors.index{infix}.json"
+        if index.is_file():
+            return _shards(index)
+    expected = " or ".join(f"{stem}{infix}.safetensors" for stem in _STEMS)
+    if present := sorted(path.name for path in folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"{folder} has no {expected}, only {_some(present)}; is variant={variant!r} meant?")
+    if pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
+        raise ValueError(
+            f"{folder / pickles[0]} is a pickle, which can run code when it is opened, and is refused; convert it: "
+            "load it with diffusers or transformers and call save_pretrained(folder, safe_serialization=True)"
+        )
+    raise FileNotFoundError(f"{folder} has no weights; expected {expected}")
+
+
+def read_tensor_names_and_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a safetensors file, from its header alone.
+
+    Raises:
+        ValueError: the file is truncated or corrupt, or a Git LFS pointer.
+    """
+    with _open(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def read_weights(
+    files: Sequence[Path],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    dtype: torch.dtype,
+    rename: Callable[[str], str] = lambda name: name,
+    ignored: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """The weights of a network, exactly those that it has.
+
+    Args:
+        files: safetensors files, from `find_weights`.
+        shapes: of every parameter of the network, by its name.
+        dtype: to convert to.
+        rename: gives the network's name for the file's.
+        ignored: parameters, by the network's spelling, that a file may have and the network does not need.
+
+    Returns:
+        A tensor on the CPU for every key of `shapes`. A 1x1 convolution's weight where a linear layer's is expected
+        (old VAE attention) loses its last two dimensions, which makes them the same thing.
+
+    Raises:
+        ValueError: tensors are missing, surplus or misshapen, or a file is broken; the message names them.
+    """
+    found = [
+        (path, spelled, rename(spelled), shape)
+        for path in files
+        for spelled, shape in read_tensor_names_and_shapes(path).items()
+    ]
+    found = [entry for entry in found if entry[2] not in ignored]
+    place = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} shards)"
+    _check(place, found, shapes)
+    weights: dict[str, Tensor] = {}
+    for path in files:
+        with _open(path) as file:
+            for spelled, name in ((entry[1], entry[2]) for entry in found if entry[0] == path):
+                tensor: Tensor = file.get_tensor(spelled)
+                if not tensor.is_floating_point():
+                    raise ValueError(f"{path}: {spelled} is {tensor.dtype}; quantized weights are not supported")
+                weights[name] = tensor.to(dtype).reshape(tuple(shapes[name]))
+    return weights
+
+
+def _check(
+    place: str, found: Iterable[tuple[Path, str, str, tuple[int, ...]]], shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Raises ValueError unless the tensors are those of `shapes`, each once."""
+    seen: set[str] = set()
+    surplus, misshapen = [], []
+    for _, spelled, name, shape in found:
+        if name not in shapes or name in seen:
+            surplus.append(spelled)
+        elif shape not in (tuple(shapes[name]), (*shapes[name], 1, 1)):
+            misshapen.append(f"{spelled} is {list(shape)} and should be {list(shapes[name])}")
+        seen.add(name)
+    missing = [name for name in shapes if name not in seen]
+    kinds = {"missing": missing, "surplus": surplus, "misshapen": misshapen}
+    faults = [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds.items() if names]
+    if faults:
+        raise ValueError(f"{place} does not hold the tensors that its config.json describes; {'; '.join(faults)}")
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map")
+    shards = []
+    for name in sorted({str(name) for name in weight_map.values()}):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index} names {name!r}, which is not a safetensors file beside it")
+        if not (index.parent / name).is_file():
+            raise FileNotFoundError(f"{index} names {name}, which is not there")
+        shards.append(index.parent / name)
+    return shards
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    _refuse_pointer(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ValueError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
+
+
+def _open(path: Path) -> Any:  # safetensors has no types
+    _refuse_pointer(path)
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or corrupt; download it again ({error})") from error
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED_IN_ERRORS])
+    return shown if len(names) <= _NAMED_IN_ERRORS else f"{shown}, ..."
+
+
+__all__ = ["component_folder", "find_weights", "read_config", "read_tensor_names_and_shapes", "read_weights"]

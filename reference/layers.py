@@ -1,0 +1,109 @@
+"""Convolutional layers and the embedding of the timestep."""
+
+# torch gives the call of a module no type
+# mypy: no-warn-return-any
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+#: the wavelengths of the timestep embedding go from 2 pi up to this times 2 pi
+_LONGEST_PERIOD = 10000
+
+
+class ResnetBlock2D(nn.Module):
+    """Two convolutions around which the input is added again; the timestep shifts what lies between them."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, time_channels: int | None, groups: int, eps: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        if time_channels is not None:
+            self.time_emb_proj = nn.Linear(time_channels, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, sample: Tensor, time_embedding: Tensor | None = None) -> Tensor:
+        """Maps (batch, in_channels, height, width) to (batch, out_channels, height, width).
+
+        Args:
+            sample: the input.
+            time_embedding: (batch or 1, time_channels), after its activation; None in an autoencoder.
+        """
+        shortcut = sample if self.conv_shortcut is None else self.conv_shortcut(sample)
+        sample = self.conv1(functional.silu(self.norm1(sample)))
+        if time_embedding is not None:
+            sample = sample + self.time_emb_proj(time_embedding)[..., None, None]
+        sample = self.conv2(functional.silu(self.norm2(sample)))
+        return shortcut + sample
+
+
+class Downsample2D(nn.Module):
+    """Halves height and width, rounding up with `padding` 1 and down with 0, which pads right and bottom only."""
+
+    def __init__(self, channels: int, *, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.pads_one_side = padding == 0
+
+    def forward(self, sample: Tensor) -> Tensor:
+        """Maps (batch, channels, height, width) to half the height and width."""
+        if self.pads_one_side:
+            sample = functional.pad(sample, (0, 1, 0, 1))
+        return self.conv(sample)
+
+
+class Upsample2D(nn.Module):
+    """Enlarges by repeating pixels, then convolves."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, sample: Tensor, like: Tensor | None = None) -> Tensor:
+        """Maps (batch, channels, height, width) to the height and width of `like`, or to twice its own.
+
+        Odd sizes do not survive a halving and a doubling: a UNet passes the skip that the result is to meet.
+        """
+        if like is None:
+            sample = functional.interpolate(sample, scale_factor=2.0, mode="nearest")
+        else:
+            sample = functional.interpolate(sample, size=like.shape[-2:], mode="nearest")
+        return self.conv(sample)
+
+
+def timestep_frequencies(timestep: Tensor, channels: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
+    """Sines and cosines of the timestep, after Vaswani et al. 2017 (arXiv:1706.03762), as diffusers orders them.
+
+    Args:
+        timestep: (batch,), float32; may be fractional.
+        channels: of the result, half sines and half cosines.
+        flip_sin_to_cos: puts the cosines first.
+        freq_shift: taken from the number of frequencies when they are spaced; 0 or 1.
+
+    Returns:
+        (batch, channels), float32.
+    """
+    half = channels // 2
+    exponents = -math.log(_LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32, device=timestep.device)
+    angles = timestep[:, None] * torch.exp(exponents / (half - freq_shift))  # (batch, half)
+    sines, cosines = torch.sin(angles), torch.cos(angles)
+    return torch.cat([cosines, sines] if flip_sin_to_cos else [sines, cosines], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers that turn frequencies into the embedding that every resnet block sees."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, channels)
+        self.linear_2 = nn.Linear(channels, channels)
+
+    def forward(self, frequencies: Tensor) -> Tensor:
+        """Maps (batch, in_channels) to (batch, channels)."""
+        return self.linear_2(functional.silu(self.linear_1(frequencies)))

@@ -1,0 +1,131 @@
+"""`safelight doctor`: what is installed, which backends work on this machine, and why the others do not."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from dataclasses import dataclass
+
+import numpy as np
+
+from .backends import BACKENDS, backend_module
+from .model_folder import open_model_folder
+from .networks import Engine, open_unet
+from .source import bundled_model, cache_folder
+
+SUMMARY = "show what is installed, which backends work here, and how to mend what does not"
+
+PACKAGES = ("numpy", "tokenizers", "safetensors", "huggingface_hub", "pillow", "tqdm", "onnxruntime", "onnxruntime-gpu")
+EXTRAS = {
+    "export": ("torch", "onnx", "onnxscript", "onnxruntime"),
+    "bench": ("torch", "diffusers", "transformers", "psutil"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: whether it works, what was found, and the fix where it does not."""
+
+    subject: str
+    works: bool
+    detail: str
+    fix: str = ""
+
+
+def examine() -> list[Finding]:
+    """Looks at packages, backends, the bundled model and the cache; nothing is changed."""
+    return [*_packages(), *_extras(), *(_backend(name) for name in BACKENDS), _cuda(), _cache()]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command takes none."""
+    del parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the findings; the exit status is 0 when at least one backend works."""
+    del arguments
+    print(
+        f"safelight {importlib.metadata.version('safelight')}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
+    )
+    findings = examine()
+    for finding in findings:
+        print(f"{'ok ' if finding.works else '-- '} {finding.subject}: {finding.detail}")
+        if finding.fix:
+            print(f"      {finding.fix}")
+    return 0 if any(finding.works for finding in findings if finding.subject.startswith("backend")) else 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _packages() -> list[Finding]:
+    versions = {package: _version(package) for package in PACKAGES}
+    installed = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
+    findings = [Finding("packages", True, installed)]
+    if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
+        findings.append(
+            Finding(
+                "onnxruntime",
+                False,
+                "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
+                "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'safelight[cpu]' or 'safelight[gpu]'",
+            )
+        )
+    return findings
+
+
+def _extras() -> list[Finding]:
+    findings = []
+    for extra, packages in EXTRAS.items():
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        detail = f"lacks {', '.join(missing)}" if missing else "installed"
+        fix = f"pip install 'safelight[{extra}]'" if missing else ""
+        findings.append(Finding(f"extra {extra}", not missing, detail, fix))
+    return findings
+
+
+def _backend(name: str) -> Finding:
+    """Opens the bundled UNet with a backend and runs it once."""
+    try:
+        detail = backend_module(name).describe()
+    except ModuleNotFoundError as error:
+        return Finding(f"backend {name}", False, "not installed", str(error))
+    try:
+        unet = open_unet(open_model_folder(bundled_model()), Engine(name))
+        channels, width = int(unet.config["in_channels"]), int(unet.config["cross_attention_dim"])
+        sample = unet(np.zeros((1, channels, 8, 8)), 1.0, np.zeros((1, 4, width))).sample
+        unet.close()
+    except (OSError, RuntimeError, ValueError) as error:
+        return Finding(f"backend {name}", False, f"{detail}; fails on the bundled model: {error}", "report this")
+    works = bool(np.isfinite(sample).all())
+    return Finding(f"backend {name}", works, f"{detail}; runs the bundled model" if works else f"{detail}; gives NaN")
+
+
+def _cuda() -> Finding:
+    try:
+        module = backend_module("onnxruntime")
+    except ModuleNotFoundError:
+        return Finding("device cuda", False, "onnxruntime is not installed", "pip install 'safelight[gpu]'")
+    if "CUDA" in module.describe():
+        return Finding("device cuda", True, "this build of ONNX Runtime has CUDA")
+    return Finding(
+        "device cuda",
+        False,
+        "this build of ONNX Runtime has no CUDA",
+        "with an NVIDIA GPU: pip uninstall onnxruntime && pip install 'safelight[gpu]'",
+    )
+
+
+def _cache() -> Finding:
+    folder = cache_folder()
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if os.access(nearest, os.W_OK):
+        return Finding("cache", True, str(folder))
+    return Finding("cache", False, f"{folder} cannot be written", "set SAFELIGHT_CACHE to a folder that can")

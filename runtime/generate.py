@@ -1,0 +1,212 @@
+"""`safelight generate PROMPT`: pictures from the command line, each carrying what it was made with."""
+
+import argparse
+import inspect
+import itertools
+import logging
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from .image import image_grid, read_parameters, save_png
+from .pipelines import DiffusionPipeline, StableDiffusionPipeline
+from .schedulers import scheduler_class
+from .source import bundled_model
+
+logger = logging.getLogger(__name__)
+
+SUMMARY = "make pictures from prompts"
+
+#: what parameters call the bundled model
+BUNDLED = "emoji"
+#: options that are arguments of the pipeline's call, recorded in the picture
+CALL = (
+    "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "guidance_rescale", "eta",
+    "clip_skip", "latents", "prompt_embeds", "negative_prompt_embeds",
+)  # fmt: skip
+#: of those, the ones that are files of arrays
+ARRAYS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments; flags are spelled as the pipeline's parameters, whose defaults they have."""
+    signature = inspect.signature(StableDiffusionPipeline.__call__).parameters
+
+    def option(flag: str, kind: type, text: str) -> None:
+        default = signature[flag.removeprefix("--").replace("-", "_")].default
+        note = "" if default is None else f" (default: {default})"
+        parser.add_argument(flag, type=kind, help=text + note)
+
+    parser.add_argument("prompt", nargs="*", help="one or several; together they are one batch")
+    parser.add_argument("--model", help="a folder or hub id (default: the bundled model, 64x64 emoji)")
+    parser.add_argument(
+        "--from-image", type=Path, metavar="PNG", help="make this picture again; options given here take precedence"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("output"), help="a .png file, or a folder (default: %(default)s)"
+    )
+    parser.add_argument("--output-type", choices=("pil", "np", "latent"), default="pil", help="np, latent: .npy files")
+    parser.add_argument("--grid", action="store_true", default=None, help="one picture of all, instead of one each")
+    parser.add_argument("--scheduler", help="a class name, such as DDIMScheduler (default: the model's own)")
+    parser.add_argument("--seed", type=int, help="of the first picture, the next has the next (default: chosen)")
+    option("--negative-prompt", str, "what to move away from")
+    option("--height", int, "in pixels; the model's own if not given")
+    option("--width", int, "in pixels; the model's own if not given")
+    option("--num-inference-steps", int, "how many times the noise is lowered")
+    option("--guidance-scale", float, "how far past the negative prompt's prediction to go; 1 is no guidance")
+    option("--guidance-rescale", float, "0 to 1: how much of the prediction's contrast is kept")
+    option("--num-images-per-prompt", int, "each with a seed of its own")
+    option("--eta", float, "noise of DDIM, 0 to 1")
+    option("--clip-skip", int, "how many of the text encoder's last layers to leave out")
+    option("--latents", Path, "a .npy file: the starting noise, instead of a seed's")
+    option("--prompt-embeds", Path, "a .npy file: text embeddings, instead of a prompt")
+    option("--negative-prompt-embeds", Path, "a .npy file: text embeddings, instead of a negative prompt")
+    parser.add_argument("--backend", default="onnxruntime", help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Makes the pictures; prints the seed, the seconds of each stage and where the pictures lie."""
+    request = _request(arguments)
+    started = perf_counter()
+    pipeline = open_pipeline(request.parameters, backend=arguments.backend, device=arguments.device)
+    timings = {"open": perf_counter() - started}
+    if arguments.no_progress:
+        pipeline.set_progress_bar_config(disable=True)
+    _warn_of_another_model(request.parameters, pipeline)
+    output = request.call(pipeline, arguments.output_type)
+    timings |= output.timings
+    started = perf_counter()
+    parameters = request.parameters | {"model_sha256": _fingerprint(pipeline)}
+    paths = _save(output.images, request, parameters, arguments)
+    timings["save"] = perf_counter() - started
+    print(f"seed {request.seeds[0]}: " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timings.items()))
+    for path in paths:
+        print(path)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be made."""
+
+    prompts: list[str] | None  # None: `prompt_embeds` instead
+    count: int  # pictures per prompt
+    seeds: list[int]  # one per picture
+    grid: bool
+    parameters: dict[str, Any]  # of all pictures together, as JSON: what `--from-image` reads again
+
+    def call(self, pipeline: Any, output_type: str) -> Any:
+        """Runs the pipeline."""
+        options = {name: self.parameters[name] for name in CALL if self.parameters.get(name) is not None}
+        options |= {name: np.load(options[name], allow_pickle=False) for name in ARRAYS if name in options}
+        return pipeline(
+            self.prompts,
+            num_images_per_prompt=self.count,
+            seed=self.seeds,
+            output_type="pil" if output_type == "pil" else output_type,
+            **options,
+        )
+
+    def of_picture(self, index: int) -> dict[str, Any]:
+        """The parameters that make one of the pictures on its own."""
+        alone = self.parameters | {"seed": self.seeds[index], "num_images_per_prompt": 1, "grid": False}
+        if self.prompts is not None:
+            alone["prompt"] = [self.prompts[index // self.count]]
+        return alone
+
+
+def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -> DiffusionPipeline:
+    """The pipeline that a picture's parameters name, with their scheduler."""
+    model = parameters["model"]
+    path = bundled_model() if model == BUNDLED else Path(model)
+    pipeline = DiffusionPipeline.from_pretrained(model if not path.exists() else path, backend=backend, device=device)
+    if name := parameters.get("scheduler"):
+        pipeline.scheduler = scheduler_class(name).from_config(pipeline.scheduler.config)  # type: ignore[attr-defined]
+    return pipeline
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+    """The picture's parameters, and those given on the command line over them."""
+    parameters: dict[str, Any] = {"model": BUNDLED}
+    if arguments.from_image is not None:
+        parameters |= read_parameters(arguments.from_image)
+    names = ("model", "scheduler", "seed", "grid", "num_images_per_prompt", *CALL)
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    parameters |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    if arguments.prompt:
+        parameters["prompt"] = arguments.prompt
+    prompts = parameters.get("prompt")
+    if prompts is None and parameters.get("prompt_embeds") is None:
+        raise ValueError('give a prompt, such as: safelight generate "cat face on a blue background"')
+    if prompts is not None and parameters.get("prompt_embeds") is not None:
+        raise ValueError("give a prompt or --prompt-embeds, not both")
+    count = parameters.setdefault("num_images_per_prompt", 1)
+    seed = parameters.setdefault("seed", secrets.randbits(32))
+    batch = len(prompts) if prompts is not None else len(np.load(parameters["prompt_embeds"], mmap_mode="r"))
+    return Request(
+        prompts=prompts,
+        count=count,
+        seeds=[seed + index for index in range(batch * max(count, 1))],
+        grid=bool(parameters.get("grid")),
+        parameters=parameters,
+    )
+
+
+def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:
+    """Writes the pictures, or the arrays, and returns where they lie."""
+    kind = ".png" if arguments.output_type == "pil" else ".npy"
+    name = _slug(request.prompts[0] if request.prompts else "embeddings")
+    if kind == ".npy":
+        path = _place(arguments.output, kind, f"{request.seeds[0]}-{name}")
+        np.save(path, images)
+        return [path]
+    if request.grid:
+        path = _place(arguments.output, kind, f"{request.seeds[0]}-{name}-grid")
+        save_png(image_grid(images), path, parameters)
+        return [path]
+    paths = []
+    for index, image in enumerate(images):
+        output: Path = arguments.output
+        if output.suffix == kind and len(images) > 1:
+            output = output.with_stem(f"{output.stem}-{index}")
+        prompt = request.prompts[index // request.count] if request.prompts else "embeddings"
+        paths.append(_place(output, kind, f"{request.seeds[index]}-{_slug(prompt)}"))
+        save_png(image, paths[-1], parameters | request.of_picture(index))
+    return paths
+
+
+def _place(output: Path, kind: str, name: str) -> Path:
+    """The file that was named, or a new one in the folder that was named."""
+    if output.suffix.lower() == kind:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return output
+    output.mkdir(parents=True, exist_ok=True)
+    numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    return next(path for number in numbers if not (path := output / f"{name}{number}{kind}").exists())
+
+
+def _slug(prompt: str) -> str:
+    """A prompt as part of a file's name."""
+    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48] or "picture"
+
+
+def _fingerprint(pipeline: DiffusionPipeline) -> str | None:
+    """The sha256 of the UNet's weights, where the model folder records it."""
+    manifest = pipeline.folder.manifest
+    record = manifest.components.get("unet") if manifest else None
+    return manifest.files[record.weights].sha256 if manifest and record else None
+
+
+def _warn_of_another_model(parameters: Mapping[str, Any], pipeline: DiffusionPipeline) -> None:
+    """Says so when a picture is made again with other weights than it was made with."""
+    recorded = parameters.get("model_sha256")
+    if recorded is not None and recorded != _fingerprint(pipeline):
+        logger.warning("the model is not the one that the picture was made with: expect another picture")

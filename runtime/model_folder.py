@@ -1,0 +1,168 @@
+"""The model folder: what an export writes and every pipeline reads. Layout and names are optimum's ONNX layout."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from .manifest import FileRecord, Manifest, file_record, read_manifest
+
+MODEL_INDEX = "model_index.json"
+GRAPH = "model.onnx"
+CANONICAL = "onnx"  # the target of the graph that any engine can read
+
+_COMPONENT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """An exported model on disk, read but not yet opened by an engine."""
+
+    path: Path
+    class_name: str  # of the pipeline, as diffusers calls it
+    index: Mapping[str, Any]  # model_index.json
+    manifest: Manifest | None  # None in a folder that another exporter wrote
+
+    @property
+    def components(self) -> list[str]:
+        """The names of the components that the pipeline has."""
+        return [name for name, value in self.index.items() if isinstance(value, list) and value[1:] and value[1]]
+
+    def has_graph(self, network: str) -> bool:
+        """Whether the folder holds this network ("unet", "vae_decoder", ...)."""
+        return (self.path / network / GRAPH).is_file()
+
+    def graph(self, network: str, target: str = CANONICAL) -> Path:
+        """The graph of a network lowered for a target, or the canonical one where there is no such lowering.
+
+        Raises:
+            FileNotFoundError: the folder lacks the network, or a file that its manifest names.
+            ValueError: the manifest names another file than the one that is there.
+        """
+        record = self.manifest.components.get(network) if self.manifest else None
+        if record is None:
+            path = self.path / network / GRAPH
+            if not path.is_file():
+                raise FileNotFoundError(f"{self.path} lacks the component {network}: there is no {network}/{GRAPH}")
+            return self._inside(path)
+        self._check(record.weights, contents=False)
+        return self._check(record.graphs.get(target, record.graphs[CANONICAL]), contents=True)
+
+    def config(self, component: str) -> dict[str, Any]:
+        """The `config.json` of a component.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ValueError: it is no JSON object.
+        """
+        return read_json_object(self._inside(self.path / component / "config.json"))
+
+    def tensor(self, network: str, name: str) -> NDArray[Any]:
+        """One weight of a network, by the reference's name, as it is stored.
+
+        Raises:
+            ValueError: the network's weights are not in a safetensors file, or the tensor is not among them.
+        """
+        from safetensors import SafetensorError, safe_open  # 25 ms to import, and rarely needed
+
+        record = self.manifest.components.get(network) if self.manifest else None
+        if record is None:
+            raise ValueError(
+                f"{self.path}: {network} was not exported by safelight, its weights cannot be read by name"
+            )
+        try:
+            with safe_open(self._check(record.weights, contents=False), framework="numpy") as file:
+                tensor: NDArray[Any] = file.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{self.path}: {network} has no weight {name}: {error}") from error
+        return tensor.T if name in record.transposed else tensor
+
+    def folder(self, component: str) -> Path:
+        """The folder of a component.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        path = self.path / component
+        if not path.is_dir():
+            raise FileNotFoundError(f"{self.path} lacks the component {component}")
+        return self._inside(path)
+
+    def _check(self, name: str, *, contents: bool) -> Path:
+        """The path of a file that the manifest names, with the recorded size and, when asked, contents."""
+        assert self.manifest is not None
+        path = self._inside(self.path / name)
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.path} is not whole: {name} is missing; export it again")
+        expected = self.manifest.files.get(name)
+        if expected is None:
+            raise ValueError(f"{self.path}: the manifest does not record {name}; export it again")
+        found = file_record(path) if contents else FileRecord(size=path.stat().st_size, sha256=expected.sha256)
+        if found != expected:
+            raise ValueError(
+                f"{path} is not the file that was exported ({found.size} bytes, {expected.size} recorded): "
+                "it is truncated or was changed; export it again"
+            )
+        return path
+
+    def _inside(self, path: Path) -> Path:
+        """The path, if it stays in the folder once links are followed."""
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise ValueError(f"{path} leads out of the model folder {self.path}")
+        return path
+
+
+def open_model_folder(path: str | Path) -> ModelFolder:
+    """Reads a folder's index and manifest.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder is no model folder; a checkpoint is told apart, with the command that exports it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file; a model is a folder with a {MODEL_INDEX}")
+    if not (path / MODEL_INDEX).is_file():
+        raise ValueError(f"{path} is no model folder: it has no {MODEL_INDEX}")
+    if is_checkpoint(path):
+        raise ValueError(f"{path} is a checkpoint that was not exported yet: safelight export {path} FOLDER")
+    index = read_json_object(path / MODEL_INDEX)
+    class_name = index.get("_class_name")
+    if not isinstance(class_name, str):
+        raise ValueError(f"{path / MODEL_INDEX} names no pipeline class (_class_name)")
+    for name, value in index.items():
+        if isinstance(value, list) and not _COMPONENT_NAME.fullmatch(name):
+            raise ValueError(f"{path / MODEL_INDEX} has a component of an unusable name: {name!r}")
+    return ModelFolder(path, class_name, index, read_manifest(path))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the folder is a checkpoint in diffusers' layout: an index and weights, and no graph."""
+    if not (path / MODEL_INDEX).is_file() or any(path.glob(f"*/{GRAPH}")):
+        return False
+    return any(next(path.glob(f"*/{pattern}"), None) for pattern in _WEIGHTS)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} does not exist") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return value

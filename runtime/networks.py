@@ -1,0 +1,243 @@
+"""The networks of a model folder, under diffusers' class names: configuration, tensor names and constants in one place.
+
+What an engine calls `encoder_hidden_states`, `out_sample` or `latent_parameters` is translated here and nowhere else,
+and the constants that belong to a network (an autoencoder's `scaling_factor`) are applied here, once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .backends import Array, Network, backend_module, open_network
+from .config import FrozenConfig
+from .model_folder import ModelFolder
+from .random import Generator, randn
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Which backend opens a network, and on which device."""
+
+    backend: str = "onnxruntime"
+    device: str = "cpu"
+
+    def open(self, folder: ModelFolder, network: str) -> Network:
+        """Opens the graph that suits this engine best."""
+        target = backend_module(self.backend).target(self.device)
+        return open_network(folder.graph(network, target), backend=self.backend, device=self.device)
+
+
+@dataclass(frozen=True)
+class UNet2DConditionOutput:
+    """What a UNet predicts: (batch, out_channels, height, width), float32."""
+
+    sample: Array
+
+
+class UNet2DConditionModel:
+    """Predicts noise (or velocity, or the clean sample) from a noisy latent, a timestep and a prompt's embeddings."""
+
+    def __init__(self, network: Network, config: FrozenConfig) -> None:
+        self.network = network
+        self.config = config
+        timestep = next(spec for spec in network.inputs if spec.name == "timestep")
+        self._timestep_rank = len(timestep.shape)  # one per image here; a scalar in optimum's exports
+
+    def __call__(self, sample: Array, timestep: float | Array, encoder_hidden_states: Array) -> UNet2DConditionOutput:
+        """Runs the network once.
+
+        Args:
+            sample: (batch, in_channels, height, width); any height and width of at least one pixel.
+            timestep: one number for the batch, or (batch,).
+            encoder_hidden_states: (batch, length, cross_attention_dim).
+        """
+        timesteps = np.asarray(timestep, dtype=np.float32)
+        if self._timestep_rank:
+            timesteps = np.broadcast_to(timesteps, (sample.shape[0],))
+        elif timesteps.ndim:
+            if np.unique(timesteps).size != 1:
+                raise ValueError("this UNet's graph takes one timestep for the whole batch")
+            timesteps = timesteps.ravel()[0]
+        inputs = {"sample": sample, "timestep": timesteps, "encoder_hidden_states": encoder_hidden_states}
+        return UNet2DConditionOutput(_float32(self.network(inputs)["out_sample"]))
+
+    def close(self) -> None:
+        """Gives the engine's memory back."""
+        self.network.close()
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """The distribution of latents that an image is encoded to."""
+
+    parameters: Array  # (batch, 2 * latent_channels, height, width): means, then log variances
+
+    @property
+    def mean(self) -> Array:
+        """(batch, latent_channels, height, width)."""
+        mean, _ = np.split(self.parameters, 2, axis=1)
+        return np.asarray(mean)
+
+    @property
+    def std(self) -> Array:
+        """(batch, latent_channels, height, width)."""
+        log_variance = np.clip(np.split(self.parameters, 2, axis=1)[1], -30.0, 20.0)
+        return np.asarray(np.exp(0.5 * log_variance), dtype=np.float32)
+
+    def mode(self) -> Array:
+        """The most likely latents: the mean."""
+        return self.mean
+
+    def sample(self, generator: Generator) -> Array:
+        """Latents drawn from the distribution."""
+        mean = self.mean
+        return mean + self.std * randn(mean.shape, generator)
+
+
+class AutoencoderKL:
+    """Images to latents and back. The encoder is opened when it is first used."""
+
+    def __init__(self, decoder: Network, config: FrozenConfig, open_encoder: Callable[[], Network]) -> None:
+        self.decoder = decoder
+        self.config = config
+        self._open_encoder = open_encoder
+
+    @cached_property
+    def encoder(self) -> Network:
+        """The encoder's network."""
+        return self._open_encoder()
+
+    @property
+    def factor(self) -> int:
+        """How many pixels of the image one pixel of the latents is, along each side."""
+        return int(2 ** (len(self.config["block_out_channels"]) - 1))
+
+    def encode(self, sample: Array) -> DiagonalGaussian:
+        """The latents' distribution of images: (batch, 3, height, width) in [-1, 1]; unscaled."""
+        return DiagonalGaussian(_float32(self.encoder({"sample": sample})["latent_parameters"]))
+
+    def decode(self, latents: Array) -> Array:
+        """The images of unscaled latents: (batch, 3, height * factor, width * factor) in about [-1, 1], float32."""
+        return _float32(self.decoder({"latent_sample": latents})["sample"])
+
+    def scale(self, latents: Array) -> Array:
+        """What the UNet works on: unit variance, from the encoder's latents."""
+        shift = self.config.get("shift_factor") or 0.0
+        return (latents - np.float32(shift)) * np.float32(self.config["scaling_factor"])
+
+    def unscale(self, latents: Array) -> Array:
+        """The inverse of `scale`: what the decoder takes."""
+        shift = self.config.get("shift_factor") or 0.0
+        return latents / np.float32(self.config["scaling_factor"]) + np.float32(shift)
+
+    def close(self) -> None:
+        """Gives the engine's memory back."""
+        self.decoder.close()
+        if "encoder" in self.__dict__:
+            self.encoder.close()
+
+
+@dataclass(frozen=True)
+class TextEncoderOutput:
+    """What a CLIP text model makes of a prompt: arrays of float32."""
+
+    last_hidden_state: Array  # (batch, length, width), after the final layer norm
+    pooler_output: Array  # (batch, width)
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """A layer norm over the last axis (Ba et al. 2016, arXiv:1607.06450)."""
+
+    weight: Array  # (width,)
+    bias: Array  # (width,)
+    epsilon: float
+
+    def __call__(self, hidden_state: Array) -> Array:
+        """(..., width), float32."""
+        centred = hidden_state - hidden_state.mean(axis=-1, keepdims=True)
+        variance = np.square(centred).mean(axis=-1, keepdims=True)
+        return np.asarray(centred / np.sqrt(variance + self.epsilon) * self.weight + self.bias, dtype=np.float32)
+
+
+class CLIPTextModel:
+    """Token ids to text embeddings."""
+
+    def __init__(self, network: Network, config: FrozenConfig, read_final_layer_norm: Callable[[], LayerNorm]) -> None:
+        self.network = network
+        self.config = config
+        self._read_final_layer_norm = read_final_layer_norm
+
+    @cached_property
+    def final_layer_norm(self) -> LayerNorm:
+        """The norm after the last layer, which `clip_skip` applies to an earlier one's output."""
+        return self._read_final_layer_norm()
+
+    def __call__(self, input_ids: Array) -> TextEncoderOutput:
+        """The embeddings of (batch, length) token ids."""
+        outputs = self.network({"input_ids": input_ids}, ["last_hidden_state", "pooler_output"])
+        return TextEncoderOutput(_float32(outputs["last_hidden_state"]), _float32(outputs["pooler_output"]))
+
+    def hidden_state(self, input_ids: Array, layers_skipped: int) -> Array:
+        """The output of an earlier layer, (batch, length, width), through the final layer norm.
+
+        Args:
+            input_ids: (batch, length).
+            layers_skipped: how many of the last layers to leave out; 1 is the last but one's output.
+
+        Raises:
+            ValueError: there are not so many layers, or the graph does not give their outputs.
+        """
+        layers = int(self.config["num_hidden_layers"])
+        if not 0 <= layers_skipped < layers:
+            raise ValueError(f"clip_skip must lie between 0 and {layers - 1} for this model, got {layers_skipped}")
+        name = f"hidden_states.{layers - layers_skipped}"
+        if name not in {spec.name for spec in self.network.outputs}:
+            raise ValueError(f"clip_skip needs a text encoder exported with its hidden states: it has no output {name}")
+        return self.final_layer_norm(_float32(self.network({"input_ids": input_ids}, [name])[name]))
+
+    def close(self) -> None:
+        """Gives the engine's memory back."""
+        self.network.close()
+
+
+def open_unet(folder: ModelFolder, engine: Engine, component: str = "unet") -> UNet2DConditionModel:
+    """Opens a model folder's UNet."""
+    return UNet2DConditionModel(engine.open(folder, component), FrozenConfig(folder.config(component)))
+
+
+def open_autoencoder(folder: ModelFolder, engine: Engine, component: str = "vae") -> AutoencoderKL:
+    """Opens a model folder's autoencoder; its encoder only when it is used."""
+    encoder, decoder = f"{component}_encoder", f"{component}_decoder"
+    config = FrozenConfig(folder.config(decoder))
+    return AutoencoderKL(engine.open(folder, decoder), config, lambda: engine.open(folder, encoder))
+
+
+def open_text_encoder(folder: ModelFolder, engine: Engine, component: str = "text_encoder") -> CLIPTextModel:
+    """Opens a model folder's text encoder."""
+    config = FrozenConfig(folder.config(component))
+
+    def read_final_layer_norm() -> LayerNorm:
+        epsilon = float(config.get("layer_norm_eps", 1e-5))
+        weight, bias = (folder.tensor(component, f"{FINAL_LAYER_NORM}.{part}") for part in ("weight", "bias"))
+        return LayerNorm(_float32(weight), _float32(bias), epsilon)
+
+    return CLIPTextModel(engine.open(folder, component), config, read_final_layer_norm)
+
+
+#: the reference's name of the norm that follows the last layer of a text encoder
+FINAL_LAYER_NORM = "text_model.final_layer_norm"
+
+#: the class named in model_index.json -> how it is opened
+NETWORK_OPENERS: dict[str, Callable[[ModelFolder, Engine, str], Any]] = {
+    "AutoencoderKL": open_autoencoder,
+    "CLIPTextModel": open_text_encoder,
+    "UNet2DConditionModel": open_unet,
+}
+
+
+def _float32(array: Array) -> Array:
+    return np.asarray(array, dtype=np.float32)

@@ -1,0 +1,211 @@
+"""What every pipeline has: how it is loaded from a folder, shown, moved to a device and closed."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from .. import schedulers
+from ..model_folder import ModelFolder, open_model_folder
+from ..networks import NETWORK_OPENERS, Engine
+from ..source import local_model
+from ..tokenizer import CLIPTokenizer
+
+SCHEDULER = "scheduler"
+
+
+class DiffusionPipeline(ABC):
+    """Text, or an image, or nothing but noise goes in; pictures come out.
+
+    `DiffusionPipeline.from_pretrained(folder)` makes the pipeline that the folder names.
+    """
+
+    #: the parts that a subclass works with, by diffusers' names
+    component_names: ClassVar[tuple[str, ...]]
+    #: diffusers' name of a pipeline -> its class here
+    registry: ClassVar[dict[str, "type[DiffusionPipeline]"]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Makes a pipeline known by its name, which is diffusers'."""
+        DiffusionPipeline.registry[cls.__name__] = cls
+
+    def __init__(self, folder: ModelFolder, engine: Engine, components: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.engine = engine
+        for name in self.component_names:
+            setattr(self, name, components[name])
+        self._progress_bar: dict[str, Any] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        backend: str = "onnxruntime",
+        device: str = "cpu",
+        use_safetensors: bool = True,
+        variant: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **components: Any,
+    ) -> Self:
+        """Opens a model.
+
+        Args:
+            pretrained_model_name_or_path: an exported folder, a checkpoint (exported once, into the cache, where the
+                export extra is installed), or the id of either on the hub.
+            backend: the engine that runs the networks.
+            device: where it runs them: "cpu", "cuda", "cuda:1".
+            use_safetensors: must be true: pickled weights are never loaded.
+            variant: of a checkpoint's weights, such as "fp16".
+            revision: of a hub id: a branch, a tag or a commit.
+            token: for the hub.
+            cache_dir: where hub downloads are kept.
+            local_files_only: never ask the hub.
+            **components: parts to use in place of the folder's, such as `scheduler=`.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or it lacks a component.
+            ValueError: the folder is no model; an unknown backend, device, scheduler or pipeline class.
+            ModuleNotFoundError: the engine is not installed; or a checkpoint was given and the export extra is not.
+            TypeError: a component that the pipeline does not have.
+        """
+        if not use_safetensors:
+            raise ValueError("use_safetensors=False asks for pickled weights, which are never loaded")
+        path = local_model(
+            pretrained_model_name_or_path,
+            variant=variant,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        folder = open_model_folder(path)
+        pipeline_class = cls._class_for(folder)
+        if unknown := components.keys() - set(pipeline_class.component_names):
+            known = ", ".join(pipeline_class.component_names)
+            raise TypeError(f"{pipeline_class.__name__} has no component {', '.join(sorted(unknown))}; it has {known}")
+        engine = Engine(backend, device)
+        opened = {name: components[name] for name in pipeline_class.component_names if name in components}
+        opened |= open_components(folder, engine, [n for n in pipeline_class.component_names if n not in opened])
+        return pipeline_class(folder, engine, opened)
+
+    @classmethod
+    def _class_for(cls, folder: ModelFolder) -> type[Self]:
+        """The class that the folder names, or the one that was asked for by name."""
+        if cls is not DiffusionPipeline:
+            return cls
+        known = DiffusionPipeline.registry
+        name = _OTHER_NAMES.get(folder.class_name, folder.class_name)
+        if name not in known:
+            raise ValueError(
+                f"{folder.path} is for a {folder.class_name}, which is not known here; known: {', '.join(known)}"
+            )
+        return known[name]  # type: ignore[return-value]  # cls is DiffusionPipeline: every pipeline is one
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The pipeline's parts by name."""
+        return {name: getattr(self, name) for name in self.component_names}
+
+    @property
+    def device(self) -> str:
+        """Where the networks run."""
+        return self.engine.device
+
+    def to(self, device: str) -> Self:
+        """Reopens the networks on a device; the pipeline itself is returned.
+
+        Raises:
+            ValueError: the backend cannot use the device; the pipeline stays as it was.
+        """
+        engine = Engine(self.engine.backend, str(device))
+        if engine != self.engine:
+            networks = [name for name in self.component_names if name in self.folder.components and name != SCHEDULER]
+            reopened = open_components(self.folder, engine, networks)
+            for name, component in reopened.items():
+                _close(getattr(self, name))
+                setattr(self, name, component)
+            self.engine = engine
+        return self
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Options of the progress bar, which are tqdm's: `disable=True` turns it off."""
+        self._progress_bar = options
+
+    @contextmanager
+    def progress_bar(self, total: int) -> Iterator[Any]:
+        """A bar that counts to `total`."""
+        from tqdm.auto import tqdm  # 90 ms to import: only when a picture is made
+
+        with tqdm(**{"total": total, **self._progress_bar}) as bar:
+            yield bar
+
+    def close(self) -> None:
+        """Gives the engine's memory back; the pipeline cannot be used after that."""
+        for component in self.components.values():
+            _close(component)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        index = {**self.folder.index, "_class_name": type(self).__name__}
+        scheduler = getattr(self, SCHEDULER, None)
+        if scheduler is not None:
+            index[SCHEDULER] = ["diffusers", type(scheduler).__name__]
+        return f"{type(self).__name__} {json.dumps(index, indent=2, sort_keys=True)}"
+
+    @abstractmethod
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Makes pictures; each pipeline says from what."""
+
+
+#: names that other exporters write for pipelines known here
+_OTHER_NAMES = {
+    "ORTStableDiffusionPipeline": "StableDiffusionPipeline",
+    "OnnxStableDiffusionPipeline": "StableDiffusionPipeline",
+}
+
+
+def open_components(folder: ModelFolder, engine: Engine, names: list[str]) -> dict[str, Any]:
+    """Opens components of a folder by the classes that its index names.
+
+    Raises:
+        FileNotFoundError: a component is not there.
+        ValueError: its class is not known here.
+    """
+    return {name: _open_component(folder, engine, name) for name in names}
+
+
+def _open_component(folder: ModelFolder, engine: Engine, name: str) -> Any:
+    value = folder.index.get(name)
+    if name not in folder.components or not isinstance(value, list):
+        raise FileNotFoundError(f"{folder.path} lacks the component {name}: model_index.json does not name it")
+    class_name = str(value[1])
+    if name == SCHEDULER:
+        return schedulers.load_scheduler(folder.folder(name))
+    if class_name in _TOKENIZERS:
+        return CLIPTokenizer.from_pretrained(folder.folder(name))
+    if class_name not in NETWORK_OPENERS:
+        raise ValueError(
+            f"{folder.path}: component {name} is a {class_name}, which is not known here; "
+            f"known: {', '.join([*NETWORK_OPENERS, *_TOKENIZERS])}"
+        )
+    return NETWORK_OPENERS[class_name](folder, engine, name)
+
+
+_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+
+
+def _close(component: object) -> None:
+    close = getattr(component, "close", None)
+    if close is not None:
+        close()

@@ -1,0 +1,105 @@
+"""Noise without torch: the numbers that `torch.Generator().manual_seed(seed)` gives on the CPU."""
+
+from collections.abc import Sequence
+from math import cos, log1p, pi, prod, sin, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Array = NDArray[Any]
+
+_BLOCK = 16  # normals come in blocks of 16: 8 radii, then 8 angles
+
+
+class Generator:
+    """A stream of normal numbers, equal to torch's CPU generator to the last bits of its logarithm and cosine.
+
+    The bits are MT19937's, seeded as Matsumoto's `init_genrand` does it with the seed's low 32 bits.
+
+    Attributes:
+        initial_seed: what it was seeded with.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Starts the stream.
+
+        Raises:
+            TypeError: the seed is no integer.
+            ValueError: it does not lie in [-2**63, 2**64).
+        """
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+            raise TypeError(f"seed must be an integer, got {type(seed).__name__}")
+        if not -(2**63) <= seed < 2**64:
+            raise ValueError(f"seed must lie in [-2**63, 2**64), got {seed}")
+        self.initial_seed = int(seed) % 2**64
+        self._bits = np.random.RandomState(self.initial_seed % 2**32)
+        self._next_normal: float | None = None  # Box-Muller gives two; the second waits here
+
+    def randn(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
+        """Normal numbers of mean 0 and variance 1.
+
+        Args:
+            shape: of the result.
+            dtype: float32 or float64 (their streams differ, as torch's do), or float16.
+        """
+        size = prod(shape)
+        dtype = np.dtype(dtype)
+        if size < _BLOCK:
+            values = np.array([self._normal() for _ in range(size)])
+        else:
+            uniform = self._uniform53 if dtype == np.float64 else self._uniform24
+            values = uniform(size)
+            full = size - size % _BLOCK
+            values[:full] = _box_muller(values[:full])
+            if full != size:  # the last 16 are drawn anew
+                values[-_BLOCK:] = _box_muller(uniform(_BLOCK))
+        return values.astype(dtype).reshape(shape)
+
+    def _raw(self, size: int) -> NDArray[np.uint32]:
+        return self._bits.randint(0, 2**32, size=size, dtype=np.uint32)
+
+    def _uniform24(self, size: int) -> NDArray[np.float32]:
+        """(size,) of float32 in [0, 1): 24 bits each."""
+        return (self._raw(size) & np.uint32(2**24 - 1)).astype(np.float32) * np.float32(2**-24)
+
+    def _uniform53(self, size: int) -> NDArray[np.float64]:
+        """(size,) of float64 in [0, 1): 53 bits each."""
+        raw = self._raw(2 * size).astype(np.uint64)
+        return ((raw[::2] << np.uint64(32) | raw[1::2]) & np.uint64(2**53 - 1)).astype(np.float64) * 2.0**-53
+
+    def _normal(self) -> float:
+        """One normal number, as small tensors are filled."""
+        if self._next_normal is not None:
+            value, self._next_normal = self._next_normal, None
+            return value
+        angle, radius = self._uniform53(2).tolist()
+        radius = sqrt(-2 * log1p(-radius))
+        self._next_normal = radius * sin(2 * pi * angle)
+        return radius * cos(2 * pi * angle)
+
+
+def _box_muller(uniform: Array) -> Array:
+    """Normals from uniforms in [0, 1), block by block (Box and Muller 1958): number j goes with number j + 8."""
+    blocks = uniform.reshape(-1, 2, _BLOCK // 2)
+    radius = np.sqrt(-2 * np.log(1 - blocks[:, 0]))
+    angle = uniform.dtype.type(2 * pi) * blocks[:, 1]
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+
+
+def randn(shape: Sequence[int], generator: Generator | Sequence[Generator], dtype: DTypeLike = np.float32) -> Array:
+    """Noise for a batch: one stream for all of it, or one per image.
+
+    Args:
+        shape: (batch, ...).
+        generator: one, or as many as there are images.
+        dtype: see `Generator.randn`.
+
+    Raises:
+        ValueError: a number of generators that is not the batch's.
+    """
+    if isinstance(generator, Generator):
+        return generator.randn(shape, dtype)
+    if len(generator) != shape[0]:
+        raise ValueError(f"there are {shape[0]} images and {len(generator)} generators")
+    return np.concatenate([one.randn((1, *shape[1:]), dtype) for one in generator])

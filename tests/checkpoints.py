@@ -1,0 +1,177 @@
+"""Tiny random checkpoints made by diffusers and transformers, and their exports, cached by what made them."""
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+CACHE = ROOT / ".cache" / "tests"
+EMOJI_CHECKPOINT = ROOT / "reference" / "emoji" / "checkpoint"
+TOKENIZER = EMOJI_CHECKPOINT / "tokenizer"  # 2,265 tokens, at most 32 in a prompt
+
+
+@dataclass(frozen=True)
+class TinyCheckpoint:
+    """What a tiny checkpoint is made of."""
+
+    name: str
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    text_encoder: Mapping[str, Any]
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+#: a UNet that halves twice, so that latents of 11x22 are odd at every level; no width is a power of two
+ODD = TinyCheckpoint(
+    name="odd",
+    unet={
+        "sample_size": 11,
+        "block_out_channels": (24, 40, 72),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": 36,
+        "attention_head_dim": (2, 4, 8),
+        "norm_num_groups": 8,
+    },
+    vae={
+        "block_out_channels": (12, 20, 20, 28),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "scaling_factor": 0.31,
+        "sample_size": 88,
+    },
+    text_encoder={
+        "hidden_size": 36,
+        "intermediate_size": 84,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "hidden_act": "quick_gelu",
+    },
+)
+
+#: the other branches: linear projections, gelu, two layers a block, no attention in the VAE, one number for the heads
+LINEAR = TinyCheckpoint(
+    name="linear",
+    unet={
+        "sample_size": 10,
+        "block_out_channels": (20, 60),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 2,
+        "cross_attention_dim": 24,
+        "attention_head_dim": 5,
+        "norm_num_groups": 10,
+        "use_linear_projection": True,
+    },
+    vae={
+        "block_out_channels": (12, 18, 24, 24),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 6,
+        "scaling_factor": 0.5,
+        "sample_size": 80,
+        "mid_block_add_attention": False,
+    },
+    text_encoder={
+        "hidden_size": 24,
+        "intermediate_size": 50,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_act": "gelu",
+    },
+    seed=1,
+)
+
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+}
+
+
+def make_checkpoint(tiny: TinyCheckpoint) -> Path:
+    """A folder in diffusers' layout with random weights; made once."""
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    description = [tiny.name, tiny.seed, *map(dict, (tiny.unet, tiny.vae, tiny.text_encoder, tiny.scheduler))]
+    folder = CACHE / "checkpoints" / f"{tiny.name}-{_key(description, [Path(__file__)])}"
+    if folder.is_dir():
+        return folder
+    torch.manual_seed(tiny.seed)
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=16,
+        **tiny.text_encoder,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=_randomized(AutoencoderKL(**tiny.vae)),
+        text_encoder=_randomized(CLIPTextModel(text_config)),
+        tokenizer=tokenizer,
+        unet=_randomized(UNet2DConditionModel(**tiny.unet)),
+        scheduler=PNDMScheduler(**SCHEDULER | dict(tiny.scheduler)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return _publish(folder, pipeline.save_pretrained)
+
+
+def export_checkpoint(checkpoint: Path, **options: Any) -> Path:
+    """The export of a checkpoint, made once for each state of the code that makes it."""
+    from safelight.export.checkpoint import open_checkpoint
+    from safelight.export.folder import ExportOptions, export_model
+
+    code = [*(ROOT / "export").rglob("*.py"), *(ROOT / "reference").glob("*.py"), ROOT / "runtime" / "manifest.py"]
+    weights = [path for path in checkpoint.rglob("*") if path.suffix in {".safetensors", ".json"}]
+    versions = [importlib.metadata.version(package) for package in ("torch", "onnxscript", "onnxruntime")]
+    folder = CACHE / "exports" / f"{checkpoint.name}-{_key([versions, options], [*code, *weights])}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        export_model(open_checkpoint(checkpoint), folder, ExportOptions(**options))
+    return folder
+
+
+def _randomized(network: Any) -> Any:
+    """Norms and biases that are no longer ones and zeros, so that a swapped or missing one shows."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return network.eval()
+
+
+def _publish(folder: Path, write: Any) -> Path:
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    partial.rename(folder)
+    return folder
+
+
+def _key(description: list[Any], files: list[Path]) -> str:
+    digest = hashlib.sha256(json.dumps(description, default=str).encode())
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,52 @@
+"""Fixtures that several tests share."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def _load(name: str) -> ModuleType:
+    """A module of this folder, which is no package: pytest's importlib mode leaves `sys.path` alone."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+checkpoints = _load("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def odd_checkpoint() -> Path:
+    """Latents of 11x22 on a UNet that halves twice, made by diffusers."""
+    return checkpoints.make_checkpoint(checkpoints.ODD)
+
+
+@pytest.fixture(scope="session")
+def linear_checkpoint() -> Path:
+    """Linear projections, gelu, two layers a block, made by diffusers."""
+    return checkpoints.make_checkpoint(checkpoints.LINEAR)
+
+
+@pytest.fixture(scope="session")
+def odd_export(odd_checkpoint: Path) -> Path:
+    """The export of `odd_checkpoint`."""
+    return checkpoints.export_checkpoint(odd_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def linear_export(linear_checkpoint: Path) -> Path:
+    """The export of `linear_checkpoint`."""
+    return checkpoints.export_checkpoint(linear_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def emoji_checkpoint() -> Path:
+    """The bundled checkpoint."""
+    return checkpoints.EMOJI_CHECKPOINT
