@@ -94,7 +94,7 @@ class DiagonalGaussian:
     def sample(self, generator: Generator) -> Array:
         """Latents drawn from the distribution."""
         mean = self.mean
-        return mean + self.std * randn(mean.shape, generator)
+        return np.asarray(mean + self.std * randn(mean.shape, generator))
 
 
 class AutoencoderKL:

@@ -1,12 +1,12 @@
 """What a PNG tells of its making: the parameters as JSON and as text, and the origin as XMP."""
 
+import html
 import json
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def xmp_packet(digital_source_type: str) -> str:
         '    xmlns:xmp="http://ns.adobe.com/xap/1.0/"\n'
         '    xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"\n'
         '    xmp:CreatorTool="safelight"\n'
-        f"    Iptc4xmpExt:DigitalSourceType={quoteattr(digital_source_type)}/>\n"
+        f'    Iptc4xmpExt:DigitalSourceType="{html.escape(digital_source_type)}"/>\n'
         " </rdf:RDF>\n"
         "</x:xmpmeta>\n"
         '<?xpacket end="w"?>'

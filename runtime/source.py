@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .manifest import file_record
@@ -57,6 +58,21 @@ def local_model(
             str(name), revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
     return exported(path, variant=variant) if is_checkpoint(path) else path
+
+
+def local_file(name: str | Path, candidates: Sequence[str]) -> Path:
+    """The first of some files that a folder, or a hub repository, has.
+
+    Raises:
+        FileNotFoundError: it has none of them, or is neither a folder nor a hub repository.
+    """
+    folder = Path(name)
+    if not folder.exists() and is_hub_id(str(name)):
+        folder = download(str(name))
+    for candidate in candidates:
+        if (folder / candidate).is_file():
+            return folder / candidate
+    raise FileNotFoundError(f"{name} has no {' or '.join(candidates)}")
 
 
 def download(

@@ -234,7 +234,7 @@ def set_timesteps(
     Raises:
         ValueError: both are given, or the scheduler does not take its own.
     """
-    own = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
+    own: dict[str, Any] = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
     if not own:
         scheduler.set_timesteps(num_inference_steps)
         return

@@ -1,25 +1,42 @@
-"""STAND-IN, replaced when the schedulers land."""
-import json
+"""Noise schedulers in NumPy, with the names and numbers of diffusers."""
+
 from pathlib import Path
-from types import SimpleNamespace
-import numpy as np
-from ..config import FrozenConfig
-class Scheduler: pass
-class EulerDiscreteScheduler(Scheduler):
-    def __init__(self, **k): self.config=FrozenConfig(k)
-    @classmethod
-    def from_config(cls, c, **k): return cls(**{**c, **k})
-    def set_timesteps(self, n):
-        b=np.linspace(0.00085**.5,0.012**.5,1000,dtype=np.float32)**2
-        ac=np.cumprod(1-b); s=((1-ac)/ac)**.5
-        t=(np.arange(0,n)*(1000//n)).round()[::-1].astype(np.float32)+1
-        self.sigmas=np.append(np.interp(t,np.arange(1000),s),0).astype(np.float32); self.timesteps=t; self.i=0
-        self.init_noise_sigma=(self.sigmas.max()**2+1)**.5
-    def scale_model_input(self,x,t):
-        return x/(self.sigmas[self.i]**2+1)**.5
-    def step(self,o,t,x,generator=None):
-        y=x+o*(self.sigmas[self.i+1]-self.sigmas[self.i]); self.i+=1
-        return SimpleNamespace(prev_sample=y)
-DDIMScheduler=DDPMScheduler=PNDMScheduler=EulerDiscreteScheduler
-def load_scheduler(p): return EulerDiscreteScheduler(**json.loads((Path(p)/'scheduler_config.json').read_text()))
-def scheduler_class(n): return EulerDiscreteScheduler
+
+from .base import Scheduler, SchedulerOutput, load_config
+from .ddim import DDIMScheduler
+from .ddpm import DDPMScheduler
+from .euler_discrete import EulerDiscreteScheduler
+from .pndm import PNDMScheduler
+
+__all__ = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "EulerDiscreteScheduler",
+    "PNDMScheduler",
+    "Scheduler",
+    "SchedulerOutput",
+    "load_scheduler",
+    "scheduler_class",
+]
+
+
+def scheduler_class(name: str) -> type[Scheduler]:
+    """The scheduler of a name.
+
+    Raises:
+        ValueError: there is none; the message lists those that there are.
+    """
+    if name not in Scheduler.registry:
+        raise ValueError(f"unknown scheduler {name!r}; known: {', '.join(sorted(Scheduler.registry))}")
+    return Scheduler.registry[name]
+
+
+def load_scheduler(folder: str | Path) -> Scheduler:
+    """The scheduler that a folder's `scheduler_config.json` names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it names no scheduler that is known here.
+    """
+    config = load_config(folder)
+    return scheduler_class(str(config.get("_class_name"))).from_config(config)

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 EMOJI = Path(__file__).parents[2] / "reference" / "emoji"
 CHECKPOINT = EMOJI / "checkpoint"
 COMPONENTS = ("text_encoder", "unet", "vae")
-ARGUMENTS = ["--steps", "3", "--images", "2", "--seed", "7"]
+ARGUMENTS = ["--steps", "2", "--images", "2", "--seed", "7"]
 
 # diffusers 0.42 gives NumPy 2 a torch tensor where it expects an array
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -1,0 +1,234 @@
+"""The face that all schedulers share, which is diffusers': configuration, loading, saving, adding noise.
+
+A subclass is a constructor, whose keywords are the configuration, and a `step`. Its noise schedule and its formulas are
+in modules of their own.
+"""
+
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import FrozenConfig
+from ..random import Generator
+from . import betas as schedules
+from .prediction import PREDICTION_TYPES
+from .spacing import SPACINGS
+
+Array = NDArray[Any]
+Generators = Generator | Sequence[Generator]
+
+CONFIG_NAME = "scheduler_config.json"
+#: the release of diffusers whose numbers these are
+DIFFUSERS_VERSION = "0.42.1"
+
+
+@dataclass(frozen=True)
+class SchedulerOutput:
+    """What a step gives.
+
+    Attributes:
+        prev_sample: the sample at the next, less noisy timestep.
+        pred_original_sample: the clean sample as predicted at this timestep; None where diffusers has none.
+    """
+
+    prev_sample: Array
+    pred_original_sample: Array | None = None
+
+
+class Scheduler(ABC):
+    """Takes a sample from one noise level to the next.
+
+    Attributes:
+        config: what it was made with, frozen: its own keywords, and foreign ones that `from_config` was given.
+        timesteps: to visit, from noisy to clean; the training timesteps until `set_timesteps`.
+        num_inference_steps: as set; None before.
+        init_noise_sigma: the standard deviation that the starting noise must have.
+    """
+
+    order: ClassVar[int] = 1
+    #: name -> class, of every scheduler
+    registry: ClassVar[dict[str, "type[Scheduler]"]] = {}
+    beta_schedules: ClassVar[tuple[str, ...]] = schedules.BETA_SCHEDULES
+    prediction_types: ClassVar[tuple[str, ...]] = PREDICTION_TYPES
+
+    timesteps: Array
+    num_inference_steps: int | None
+
+    def __init_subclass__(cls) -> None:
+        """Makes the scheduler known by its name."""
+        Scheduler.registry[cls.__name__] = cls
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Keeps the configuration and makes the noise schedule.
+
+        Args:
+            options: the constructor's `locals()`.
+
+        Raises:
+            ValueError: an option has a value that is not known; the message lists those that are.
+        """
+        names = inspect.signature(type(self).__init__).parameters
+        config = {name: options[name] for name in names if name != "self"}
+        if config.get("trained_betas") is not None:
+            config["trained_betas"] = np.asarray(config["trained_betas"], dtype=np.float64).tolist()
+        self._set_config(config)
+        self._check_choices()
+        if config["trained_betas"] is not None:
+            betas = schedules.trained_betas(config["trained_betas"])
+        else:
+            ends = config["beta_start"], config["beta_end"]
+            if not all(np.isfinite(end) and 0 < end < 1 for end in ends):
+                raise ValueError(f"beta_start and beta_end must lie between 0 and 1, got {ends[0]} and {ends[1]}")
+            betas = schedules.betas(config["beta_schedule"], *ends, config["num_train_timesteps"])
+        self.betas = schedules.zero_terminal_snr(betas) if config.get("rescale_betas_zero_snr") else betas
+        self.alphas_cumprod = schedules.alphas_cumprod(self.betas)
+        self.num_inference_steps = None
+        self.timesteps = np.arange(len(self.betas))[::-1].copy()
+
+    def _set_config(self, entries: Mapping[str, Any]) -> None:
+        identity = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
+        self.config = FrozenConfig({**entries, **identity})
+
+    def _check_choices(self) -> None:
+        """Refuses unknown values of options that have a few."""
+        choices = {
+            "beta_schedule": self.beta_schedules,
+            "prediction_type": self.prediction_types,
+            "timestep_spacing": SPACINGS,
+            **self._choices(),
+        }
+        for option, known in choices.items():
+            if option in self.config and self.config[option] not in known:
+                raise ValueError(
+                    f"{type(self).__name__}: unknown {option} {self.config[option]!r}; known: {', '.join(known)}"
+                )
+        steps = self.config["num_train_timesteps"]
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"num_train_timesteps must be a positive integer, got {steps!r}")
+
+    def _choices(self) -> dict[str, tuple[str, ...]]:
+        """The known values of options that only a subclass has."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | str | Path, **overrides: Any) -> Self:
+        """A scheduler with a configuration, its own or another scheduler's.
+
+        Args:
+            config: a mapping, such as another scheduler's `config`, or the folder or hub id that holds one.
+            **overrides: entries to change.
+
+        Keys that this scheduler does not know are kept in its `config`, so that swapping there and back loses nothing.
+        """
+        entries = {**(load_config(config) if isinstance(config, str | Path) else config), **overrides}
+        known = set(inspect.signature(cls).parameters)
+        scheduler = cls(**{name: value for name, value in entries.items() if name in known})
+        foreign = {name: value for name, value in entries.items() if name not in known}
+        scheduler._set_config({**scheduler.config, **foreign})
+        return scheduler
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, subfolder: str | None = None, **overrides: Any) -> Self:
+        """A scheduler with the `scheduler_config.json` of a folder or hub id."""
+        return cls.from_config(load_config(folder, subfolder), **overrides)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `scheduler_config.json`, which diffusers reads, into a folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dict(self.config), indent=2, sort_keys=True)
+        (Path(folder) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @property
+    def compatibles(self) -> list["type[Scheduler]"]:
+        """The schedulers that can be made from this one's configuration."""
+        return list(Scheduler.registry.values())
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The standard deviation that the starting noise must have."""
+        return 1.0
+
+    def scale_model_input(self, sample: Array, timestep: float | None = None) -> Array:
+        """The sample as the model takes it at a timestep; itself here."""
+        del timestep
+        return sample
+
+    @abstractmethod
+    def set_timesteps(self, num_inference_steps: int | None = None, device: object = None) -> None:
+        """Chooses the timesteps to visit; `device` is accepted and means nothing here."""
+
+    @abstractmethod
+    def step(self, model_output: Array, timestep: float, sample: Array) -> Any:
+        """The sample at the next timestep. Subclasses add their options."""
+
+    def add_noise(self, original_samples: Array, noise: Array, timesteps: Array | Sequence[int]) -> Array:
+        """Clean samples made as noisy as a timestep has them: q(x_t | x_0), equation 4 of arXiv:2006.11239.
+
+        Args:
+            original_samples: (batch, ...), clean.
+            noise: the same shape, of variance 1.
+            timesteps: (batch,) or (1,), of the training.
+        """
+        alpha, sigma = self._levels(timesteps, original_samples)
+        return np.asarray(alpha * original_samples + sigma * noise)
+
+    def get_velocity(self, sample: Array, noise: Array, timesteps: Array | Sequence[int]) -> Array:
+        """What a v-prediction model is trained to give: alpha * noise - sigma * sample."""
+        alpha, sigma = self._levels(timesteps, sample)
+        return np.asarray(alpha * noise - sigma * sample)
+
+    def _levels(self, timesteps: Array | Sequence[int], sample: Array) -> tuple[Array, Array]:
+        """Alpha and sigma of training timesteps, shaped to be multiplied with a sample and in its dtype."""
+        index = np.asarray(timesteps, dtype=np.int64).reshape(-1, *[1] * (sample.ndim - 1))
+        alpha_bar = self.alphas_cumprod.astype(sample.dtype)[index]
+        return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+
+    def __len__(self) -> int:
+        return int(self.config["num_train_timesteps"])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {json.dumps(dict(self.config), indent=2, sort_keys=True)}"
+
+
+def load_config(folder: str | Path, subfolder: str | None = None) -> dict[str, Any]:
+    """The `scheduler_config.json` of a folder, of its `scheduler/`, or of a hub id.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no JSON object.
+    """
+    from ..source import local_file
+
+    candidates = [subfolder] if subfolder else ["", "scheduler"]
+    path = local_file(folder, [str(Path(candidate) / CONFIG_NAME) for candidate in candidates])
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return config
+
+
+def check_step(scheduler: Scheduler, model_output: Array, sample: Array) -> None:
+    """What every step asks first.
+
+    Raises:
+        ValueError: `set_timesteps` was not called, or the shapes do not agree.
+    """
+    if scheduler.num_inference_steps is None:
+        raise ValueError(f"{type(scheduler).__name__}: call set_timesteps before step")
+    if model_output.shape != sample.shape:
+        raise ValueError(f"model_output must have the sample's shape {sample.shape}, got {model_output.shape}")
+
+
+def require_generator(generator: Generators | None) -> Generators:
+    """The generator that a stochastic step draws from; a new one, of a random seed, where none was given."""
+    return Generator(int(np.random.default_rng().integers(2**63))) if generator is None else generator

@@ -1,0 +1,241 @@
+"""Euler's method on the probability-flow ODE (Karras et al. 2022, arXiv:2206.00364, algorithm 2)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..random import randn
+from .base import Array, Generators, Scheduler, SchedulerOutput, check_step, require_generator
+from .sigmas import (
+    beta_sigmas,
+    exponential_sigmas,
+    karras_sigmas,
+    log_linear_sigmas,
+    timestep_of_sigma,
+    training_sigmas,
+)
+from .spacing import check_steps, spaced_timesteps
+
+_SPACERS = {
+    "use_karras_sigmas": karras_sigmas,
+    "use_exponential_sigmas": exponential_sigmas,
+    "use_beta_sigmas": beta_sigmas,
+}
+
+
+class EulerDiscreteScheduler(Scheduler):
+    """Euler steps between noise levels, with churn if asked for. Checked against diffusers step by step.
+
+    The sample is that of Karras et al.: clean + sigma * noise, not scaled down; `scale_model_input` scales it for the
+    model.
+
+    Attributes:
+        sigmas: the noise levels to visit, from high to low; one more than there are timesteps.
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        prediction_type: str = "epsilon",
+        interpolation_type: str = "linear",
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        timestep_spacing: str = "linspace",
+        timestep_type: str = "discrete",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        final_sigmas_type: str = "zero",
+    ) -> None:
+        """See diffusers' `EulerDiscreteScheduler` for the options; they have its names, defaults and meanings."""
+        super().__init__(locals())
+        if sum(bool(self.config[option]) for option in _SPACERS) > 1:
+            raise ValueError(f"only one of {', '.join(_SPACERS)} can be true")
+        if rescale_betas_zero_snr:
+            self.alphas_cumprod[-1] = 2.0**-24  # not 0, so that the first sigma is finite
+        self._training_sigmas = training_sigmas(self.alphas_cumprod)
+        self.sigmas = np.append(self._training_sigmas[::-1], np.float32(0))
+        self.timesteps = self._timesteps_of(self.sigmas[:-1], self.timesteps.astype(np.float32))
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+
+    def _choices(self) -> dict[str, tuple[str, ...]]:
+        return {
+            "interpolation_type": ("linear", "log_linear"),
+            "timestep_type": ("discrete", "continuous"),
+            "final_sigmas_type": ("zero", "sigma_min"),
+        }
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The standard deviation that the starting noise must have."""
+        highest = self.sigmas.max()
+        if self.config["timestep_spacing"] in ("linspace", "trailing"):
+            return float(highest)
+        return float((highest**2 + 1) ** np.float32(0.5))
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Says that the first timestep is this one of the schedule: image to image starts late."""
+        self._begin_index = begin_index
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: object = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
+        """Chooses the noise levels to visit: so many, or the caller's own timesteps or sigmas (the last one included).
+
+        Raises:
+            ValueError: not exactly one of the three is given, or it is not possible.
+        """
+        del device
+        if sum(given is not None for given in (num_inference_steps, timesteps, sigmas)) != 1:
+            raise ValueError("give exactly one of num_inference_steps, timesteps and sigmas")
+        log_sigmas = np.log(self._training_sigmas)
+        if sigmas is not None:
+            levels = np.asarray(sigmas, dtype=np.float32)
+            visited = timestep_of_sigma(levels[:-1], log_sigmas)
+        else:
+            levels, visited = self._spaced_levels(num_inference_steps, timesteps, log_sigmas)
+        self.sigmas = levels
+        self.timesteps = self._timesteps_of(levels[:-1], visited.astype(np.float32))
+        self.num_inference_steps = len(self.timesteps)
+        self._step_index = self._begin_index = None
+
+    def _spaced_levels(
+        self, num_inference_steps: int | None, timesteps: Sequence[float] | None, log_sigmas: Array
+    ) -> tuple[Array, Array]:
+        """Sigmas, with the last one, and the timesteps that they belong to."""
+        spacer = next((spacer for option, spacer in _SPACERS.items() if self.config[option]), None)
+        continuous = self.config["timestep_type"] == "continuous" and self.config["prediction_type"] == "v_prediction"
+        if timesteps is not None:
+            if spacer is not None or continuous:
+                raise ValueError("this scheduler's configuration spaces the noise levels: it takes no timesteps")
+            visited = np.asarray(timesteps, dtype=np.float32)
+        else:
+            steps = check_steps(num_inference_steps, len(self))
+            spacing, offset = self.config["timestep_spacing"], self.config["steps_offset"]
+            visited = spaced_timesteps(spacing, len(self), steps, offset).astype(np.float32)
+        steps = len(visited)
+        training = self._training_sigmas
+        levels: Array
+        if self.config["interpolation_type"] == "linear":
+            levels = np.interp(visited, np.arange(len(training)), training)
+        else:
+            levels = log_linear_sigmas(training[-1], training[0], steps + 1)
+        if spacer is not None:
+            own_min, own_max = self.config["sigma_min"], self.config["sigma_max"]
+            lowest = float(levels[-1]) if own_min is None else own_min
+            highest = float(levels[0]) if own_max is None else own_max
+            levels = spacer(lowest, highest, steps)
+            visited = timestep_of_sigma(levels, log_sigmas)
+        last = training[0] if self.config["final_sigmas_type"] == "sigma_min" else 0.0
+        return np.append(levels, last).astype(np.float32), visited
+
+    def _timesteps_of(self, sigmas: Array, timesteps: Array) -> Array:
+        """The timesteps as the model takes them: a quarter of log sigma for EDM-like models."""
+        if self.config["timestep_type"] == "continuous" and self.config["prediction_type"] == "v_prediction":
+            return np.asarray(np.float32(0.25) * np.log(sigmas), dtype=np.float32)
+        return timesteps
+
+    def index_for_timestep(self, timestep: float) -> int:
+        """Where a timestep is in the schedule; the second place if there are two.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        places = np.flatnonzero(self.timesteps == np.float32(timestep))
+        if not places.size:
+            raise ValueError(f"timestep {timestep} is not in the schedule")
+        return int(places[min(1, len(places) - 1)])
+
+    def _index(self, timestep: float) -> int:
+        """Where the loop is."""
+        if self._step_index is None:
+            begin = self._begin_index
+            self._step_index = self.index_for_timestep(timestep) if begin is None else begin
+        return self._step_index
+
+    def scale_model_input(self, sample: Array, timestep: float | None = None) -> Array:
+        """The sample at variance 1, as the model was trained: divided by sqrt(sigma**2 + 1)."""
+        if timestep is None:
+            raise ValueError("EulerDiscreteScheduler needs the timestep to scale its input")
+        sigma = self.sigmas[self._index(timestep)]
+        return np.asarray(sample / (sigma**2 + 1) ** np.float32(0.5), dtype=sample.dtype)
+
+    def step(
+        self,
+        model_output: Array,
+        timestep: float,
+        sample: Array,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: Generators | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """The sample at the next noise level.
+
+        Args:
+            model_output: what the model predicts, of the sample's shape.
+            timestep: the schedule's, in order.
+            sample: (batch, ...), not scaled.
+            s_churn: how much noise to add before a step, spread over all of them.
+            s_tmin: no churn below this sigma.
+            s_tmax: no churn above this sigma.
+            s_noise: the standard deviation of that noise.
+            generator: where it comes from.
+            return_dict: a `SchedulerOutput` when true, else the tuple of its fields.
+        """
+        check_step(self, model_output, sample)
+        index = self._index(timestep)
+        if index >= len(self.timesteps):
+            raise ValueError("the schedule is at its end: call set_timesteps before another picture")
+        sigma = self.sigmas[index]
+        churn = min(s_churn / (len(self.sigmas) - 1), 2**0.5 - 1) if s_tmin <= sigma <= s_tmax else 0.0
+        sigma_hat = sigma * np.float32(churn + 1)
+        dtype = sample.dtype
+        if dtype == np.float16:  # diffusers computes in float32, so that 0.04 is not lost beside 15
+            sample = sample.astype(np.float32)
+        if churn > 0:
+            noise = randn(model_output.shape, require_generator(generator), model_output.dtype) * np.float32(s_noise)
+            sample = sample + noise * (sigma_hat**2 - sigma**2) ** np.float32(0.5)
+
+        kind = self.config["prediction_type"]
+        if kind == "epsilon":
+            clean = sample - sigma_hat * model_output
+        elif kind == "v_prediction":
+            root = (sigma**2 + 1) ** np.float32(0.5)
+            clean = model_output * (-sigma / root) + sample / (sigma**2 + 1)
+        else:
+            clean = model_output
+        derivative = (sample - clean) / sigma_hat
+        previous_sample = np.asarray(sample + derivative * (self.sigmas[index + 1] - sigma_hat), dtype=dtype)
+        self._step_index = index + 1
+        return SchedulerOutput(previous_sample, clean) if return_dict else (previous_sample, clean)
+
+    def add_noise(self, original_samples: Array, noise: Array, timesteps: Array | Sequence[float]) -> Array:
+        """Clean samples with the noise of timesteps of the schedule: clean + sigma * noise.
+
+        Args:
+            original_samples: (batch, ...), clean.
+            noise: the same shape, of variance 1.
+            timesteps: (batch,) or (1,), of this schedule.
+        """
+        flat = np.asarray(timesteps).reshape(-1).tolist()
+        if self._begin_index is None:
+            places = [self.index_for_timestep(timestep) for timestep in flat]
+        else:
+            places = [self._begin_index if self._step_index is None else self._step_index] * len(flat)
+        sigma = self.sigmas[places].astype(original_samples.dtype).reshape(-1, *[1] * (original_samples.ndim - 1))
+        return np.asarray(original_samples + noise * sigma)

@@ -1,0 +1,46 @@
+"""What a model predicts, turned into what a sampler needs: the clean sample, and the noise.
+
+A noisy sample is alpha * clean + sigma * noise, with alpha**2 + sigma**2 = 1. A model predicts the noise ("epsilon"),
+the clean sample ("sample"), or alpha * noise - sigma * clean ("v_prediction", Salimans and Ho, arXiv:2202.00512).
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+def denoised(prediction_type: str, model_output: Array, sample: Array, alpha: np.float32, sigma: np.float32) -> Array:
+    """The clean sample that a model's output stands for, of the sample's shape."""
+    if prediction_type == "epsilon":
+        return np.asarray((sample - sigma * model_output) / alpha)
+    if prediction_type == "v_prediction":
+        return np.asarray(alpha * sample - sigma * model_output)
+    return model_output
+
+
+def noise(prediction_type: str, model_output: Array, sample: Array, alpha: np.float32, sigma: np.float32) -> Array:
+    """The noise that a model's output stands for, of the sample's shape."""
+    if prediction_type == "epsilon":
+        return model_output
+    if prediction_type == "v_prediction":
+        return np.asarray(alpha * model_output + sigma * sample)
+    return np.asarray((sample - alpha * model_output) / sigma)
+
+
+def dynamic_threshold(sample: Array, ratio: float, most: float) -> Array:
+    """The sample clipped at a quantile of its own magnitudes and scaled to [-1, 1] (Imagen, arXiv:2205.11487).
+
+    Args:
+        sample: (batch, ...).
+        ratio: the quantile, of each image.
+        most: the largest that the clip may be; the least is 1.
+    """
+    magnitudes = np.abs(sample).reshape(len(sample), -1)
+    limit = np.clip(np.quantile(magnitudes, ratio, axis=1), 1, most).astype(sample.dtype)
+    limit = limit.reshape(-1, *[1] * (sample.ndim - 1))
+    return np.asarray(np.clip(sample, -limit, limit) / limit)

@@ -1,0 +1,56 @@
+"""Noise levels as sigma: the noise's deviation beside a sample of variance 1 (Karras et al., arXiv:2206.00364)."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+_RHO = 7.0  # of Karras et al., equation 5
+_BETA = 0.6  # both parameters of the beta distribution
+
+
+def training_sigmas(alphas_cumprod: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sigma of each training timestep, (train_steps,), from clean to noisy."""
+    return np.asarray(((1 - alphas_cumprod) / alphas_cumprod) ** np.float32(0.5), dtype=np.float32)
+
+
+def karras_sigmas(sigma_min: float, sigma_max: float, steps: int) -> NDArray[np.float64]:
+    """Equation 5 of Karras et al., from high to low, (steps,)."""
+    ramp = np.linspace(0, 1, steps)
+    low, high = sigma_min ** (1 / _RHO), sigma_max ** (1 / _RHO)
+    return np.asarray((high + ramp * (low - high)) ** _RHO)
+
+
+def exponential_sigmas(sigma_min: float, sigma_max: float, steps: int) -> NDArray[np.float64]:
+    """Evenly spaced logarithms, from high to low, (steps,)."""
+    return np.exp(np.linspace(math.log(sigma_max), math.log(sigma_min), steps))
+
+
+def beta_sigmas(sigma_min: float, sigma_max: float, steps: int) -> NDArray[np.float64]:
+    """Quantiles of a beta distribution (arXiv:2407.12173), from high to low, (steps,).
+
+    Raises:
+        ModuleNotFoundError: scipy is not installed.
+    """
+    try:
+        from scipy.stats import beta
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("use_beta_sigmas needs scipy: pip install 'safelight[scipy]'") from error
+    quantiles = beta.ppf(1 - np.linspace(0, 1, steps), _BETA, _BETA)
+    return np.asarray(sigma_min + quantiles * (sigma_max - sigma_min))
+
+
+def log_linear_sigmas(sigma_min: float, sigma_max: float, steps: int) -> NDArray[np.float32]:
+    """As `exponential_sigmas`, in float32, from low to high."""
+    return np.exp(
+        np.linspace(np.float32(math.log(sigma_min)), np.float32(math.log(sigma_max)), steps, dtype=np.float32)
+    )
+
+
+def timestep_of_sigma(sigma: NDArray[np.floating], log_sigmas: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Fractional training timesteps of noise levels, by interpolating the training levels' logarithms; (steps,)."""
+    log_sigma = np.log(np.maximum(sigma, 1e-10))
+    below = np.clip(np.searchsorted(log_sigmas, log_sigma, side="right") - 1, 0, len(log_sigmas) - 2)
+    low, high = log_sigmas[below], log_sigmas[below + 1]
+    weight = np.clip((low - log_sigma) / (low - high), 0, 1)
+    return np.asarray((1 - weight) * below + weight * (below + 1), dtype=np.float64)
