@@ -113,6 +113,7 @@ def _component(path: Path, name: str, class_name: str, variant: str | None) -> C
     folder = path / name
     if not folder.is_dir():
         raise FileNotFoundError(f"{path} lacks the component {name}, which its {MODEL_INDEX} names")
+    COMPONENT_KINDS[class_name].model.check_pretrained(folder, variant=variant)
     return Component(name, class_name, folder, variant)
 
 

@@ -18,9 +18,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from .networks import NetworkDescription
-
-#: GroupNormalization is native from 21, Attention from 23: the graph that every lowering starts from
-CANONICAL_OPSET = 23
+from .translate import translate
 
 _PREFIX = "model."  # of the parameters: `networks._Part` holds the model under this name
 
@@ -45,24 +43,13 @@ def trace(description: NetworkDescription, model: nn.Module) -> ir.Model:
         for tensor in description.inputs
     )
     with _quiet():
-        exported = torch.export.export(
-            description.module(model),
-            examples,
-            dynamic_shapes=(free,),
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
-        program = torch.onnx.export(
+        exported = torch.export.export(description.module(model), examples, dynamic_shapes=(free,), strict=False)
+        program = translate(
             exported,
             examples,
-            dynamo=True,
-            opset_version=CANONICAL_OPSET,
-            optimize=False,
-            verbose=False,
             input_names=[tensor.name for tensor in description.inputs],
             output_names=[tensor.name for tensor in description.outputs],
         )
-    assert program is not None  # None only when it writes a file itself
     graph: ir.Model = program.model
     parameters = _parameters_to_inputs(graph)
     optimizer.optimize_ir(graph)

@@ -23,12 +23,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, is_causal: 
     Returns:
         (batch, tokens, channels).
     """
+    shape = query.shape
     query, key, value = (
         tensor.reshape(*tensor.shape[:2], heads, -1).transpose(1, 2)  # (batch, heads, tokens, channels / heads)
         for tensor in (query, key, value)
     )
     attended = functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
-    return attended.transpose(1, 2).flatten(2)
+    return attended.transpose(1, 2).reshape(shape)
 
 
 class Attention(nn.Module):
@@ -163,7 +164,7 @@ class SpatialAttention(nn.Module):
 
 def to_tokens(sample: Tensor) -> Tensor:
     """(batch, channels, height, width) as (batch, height * width, channels)."""
-    return sample.flatten(2).transpose(1, 2)
+    return sample.reshape(*sample.shape[:2], -1).transpose(1, 2)
 
 
 def to_image(hidden: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -94,6 +94,38 @@ def read_tensor_names_and_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
+def check_weights(
+    files: Sequence[Path],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    rename: Callable[[str], str] = lambda name: name,
+    ignored: Collection[str] = (),
+) -> dict[Path, dict[str, str]]:
+    """Looks at the headers of a network's weights: they must hold exactly the tensors that it has.
+
+    Args:
+        files: safetensors files, from `find_weights`.
+        shapes: of every parameter of the network, by its name.
+        rename: gives the network's name for the file's.
+        ignored: parameters, by the network's spelling, that a file may have and the network does not need.
+
+    Returns:
+        For each file, the network's names of its tensors by the file's.
+
+    Raises:
+        ValueError: tensors are missing, surplus or misshapen, or a file is broken; the message names them.
+    """
+    found = [
+        (path, spelled, rename(spelled), shape)
+        for path in files
+        for spelled, shape in read_tensor_names_and_shapes(path).items()
+    ]
+    found = [entry for entry in found if entry[2] not in ignored]
+    place = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} shards)"
+    _check(place, found, shapes)
+    return {path: {spelled: name for file, spelled, name, _ in found if file == path} for path in files}
+
+
 def read_weights(
     files: Sequence[Path],
     shapes: Mapping[str, Sequence[int]],
@@ -118,18 +150,11 @@ def read_weights(
     Raises:
         ValueError: tensors are missing, surplus or misshapen, or a file is broken; the message names them.
     """
-    found = [
-        (path, spelled, rename(spelled), shape)
-        for path in files
-        for spelled, shape in read_tensor_names_and_shapes(path).items()
-    ]
-    found = [entry for entry in found if entry[2] not in ignored]
-    place = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} shards)"
-    _check(place, found, shapes)
+    names = check_weights(files, shapes, rename=rename, ignored=ignored)
     weights: dict[str, Tensor] = {}
     for path in files:
         with _open(path) as file:
-            for spelled, name in ((entry[1], entry[2]) for entry in found if entry[0] == path):
+            for spelled, name in names[path].items():
                 tensor: Tensor = file.get_tensor(spelled)
                 if not tensor.is_floating_point():
                     raise ValueError(f"{path}: {spelled} is {tensor.dtype}; quantized weights are not supported")
@@ -200,4 +225,11 @@ def _some(names: Sequence[str]) -> str:
     return shown if len(names) <= _NAMED_IN_ERRORS else f"{shown}, ..."
 
 
-__all__ = ["component_folder", "find_weights", "read_config", "read_tensor_names_and_shapes", "read_weights"]
+__all__ = [
+    "check_weights",
+    "component_folder",
+    "find_weights",
+    "read_config",
+    "read_tensor_names_and_shapes",
+    "read_weights",
+]

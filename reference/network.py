@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from .checkpoint import component_folder, find_weights, read_config, read_weights
+from .checkpoint import check_weights, component_folder, find_weights, read_config, read_weights
 from .configuration import NetworkConfig
 
 
@@ -68,17 +68,26 @@ class Network(nn.Module):
         """
         if not use_safetensors:
             raise ValueError("use_safetensors=False: pickle can run code when it is opened and is not loaded")
-        path = component_folder(folder, subfolder)
+        network, files = cls._described(component_folder(folder, subfolder), variant)
+        weights = read_weights(files, _shapes(network), dtype=dtype, rename=cls.parameter_name, ignored=cls.ignored)
+        network.load_state_dict(weights, strict=True, assign=True)
+        return network.requires_grad_(False)
+
+    @classmethod
+    def check_pretrained(cls, folder: str | Path, *, variant: str | None = None) -> None:
+        """Raises what `from_pretrained` would, from the configuration and the weights' headers alone."""
+        network, files = cls._described(component_folder(folder), variant)
+        check_weights(files, _shapes(network), rename=cls.parameter_name, ignored=cls.ignored)
+
+    @classmethod
+    def _described(cls, path: Path, variant: str | None) -> tuple[Self, list[Path]]:
+        """The network that a folder describes, without weights, and the files that have them."""
         try:
             with torch.device("meta"):
                 network = cls.from_config(read_config(path))
         except ValueError as error:
             raise error if str(path) in str(error) else ValueError(f"{path / 'config.json'}: {error}") from error
-        shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-        files = find_weights(path, variant=variant)
-        weights = read_weights(files, shapes, dtype=dtype, rename=cls.parameter_name, ignored=cls.ignored)
-        network.load_state_dict(weights, strict=True, assign=True)
-        return network.requires_grad_(False)
+        return network, find_weights(path, variant=variant)
 
     @classmethod
     def parameter_name(cls, name: str) -> str:
@@ -86,3 +95,7 @@ class Network(nn.Module):
         for pattern, replacement in cls.renames:
             name = re.sub(pattern, replacement, name)
         return name
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}

@@ -36,6 +36,9 @@ def to_opset(model: ir.Model, opset: int) -> dict[str, int]:
     Returns:
         How many nodes of each operator were replaced.
     """
+    for node in model.graph:
+        if node.op_type == "Cast":
+            node.attributes.pop("saturate", None)  # of opset 19, and of float 8 alone
     counts = {operator: rewrite(model) for operator, (since, rewrite) in _NEWER_OPERATORS.items() if opset < since}
     model.opset_imports[""] = opset
     return counts

@@ -42,7 +42,6 @@ class DDPMScheduler(Scheduler):
     ) -> None:
         """See diffusers' `DDPMScheduler` for the options; they have its names, defaults and meanings."""
         super().__init__(locals())
-        self._own_timesteps = False
 
     def _choices(self) -> dict[str, tuple[str, ...]]:
         return {"variance_type": VARIANCE_TYPES}
@@ -63,14 +62,14 @@ class DDPMScheduler(Scheduler):
             steps = check_steps(num_inference_steps, len(self))
             spacing = self.config["timestep_spacing"]
             self.timesteps = integer_timesteps(spacing, len(self), steps, self.config["steps_offset"])
-            self.num_inference_steps, self._own_timesteps = steps, False
+            self.num_inference_steps = steps
             return
         if num_inference_steps is not None:
             raise ValueError("give num_inference_steps or timesteps, not both")
         own = np.asarray(timesteps, dtype=np.int64)
         if own.ndim != 1 or not own.size or np.any(np.diff(own) >= 0) or own[0] >= len(self) or own[-1] < 0:
             raise ValueError(f"timesteps must fall, from below {len(self)} to 0 at the least")
-        self.timesteps, self.num_inference_steps, self._own_timesteps = own, len(own), True
+        self.timesteps, self.num_inference_steps = own, len(own)
 
     def step(
         self,
@@ -121,14 +120,11 @@ class DDPMScheduler(Scheduler):
 
     def previous_timestep(self, timestep: int) -> int:
         """The timestep that follows in the schedule, which is less noisy; -1 after the last."""
-        if self._own_timesteps or self.num_inference_steps is None:
-            if self.num_inference_steps is None:
-                return timestep - 1
-            after = np.flatnonzero(self.timesteps == timestep)
-            if not after.size:
-                raise ValueError(f"timestep {timestep} is not in the schedule")
-            return int(self.timesteps[after[0] + 1]) if after[0] + 1 < len(self.timesteps) else -1
-        return timestep - len(self) // self.num_inference_steps
+        places = np.flatnonzero(self.timesteps == timestep)
+        if not places.size:
+            raise ValueError(f"timestep {timestep} is not in the schedule")
+        after = places[0] + 1
+        return int(self.timesteps[after]) if after < len(self.timesteps) else -1
 
     def _deviation(self, small: np.float32, large: np.float32, learned: Array | None) -> Any:
         """The standard deviation of the step's noise: of the posterior (small), of the forward step (large), learned.
