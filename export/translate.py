@@ -63,10 +63,14 @@ def _without_needless_passes() -> Iterator[None]:
     """Makes torch's exporter leave the program as it is; raises AttributeError where it is built otherwise."""
     passes = importlib.import_module(_PASSES)
     with (
-        mock.patch.object(passes, "decompose_with_registry", lambda program, _registry: program),
-        mock.patch.object(passes, "insert_type_promotion_nodes", lambda _module: None),
+        mock.patch.object(passes, "decompose_with_registry", _as_it_is),
+        mock.patch.object(passes, "insert_type_promotion_nodes"),
     ):
         yield
+
+
+def _as_it_is(program: torch.export.ExportedProgram, _registry: object) -> torch.export.ExportedProgram:
+    return program
 
 
 def _to_dtype(tensor: Any, dtype: int) -> Any:

@@ -234,7 +234,8 @@ def set_timesteps(
     Raises:
         ValueError: both are given, or the scheduler does not take its own.
     """
-    own: dict[str, Any] = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
+    given: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
+    own = {name: value for name, value in given.items() if value is not None}
     if not own:
         scheduler.set_timesteps(num_inference_steps)
         return
