@@ -67,7 +67,7 @@ def _open_diffusers(case: Case) -> Generate:
 
     assert case.checkpoint is not None
     pipeline: Any = StableDiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-        case.checkpoint, torch_dtype=torch.float32
+        case.checkpoint, dtype=torch.float32
     )
     pipeline.set_progress_bar_config(disable=True)
 
