@@ -111,7 +111,7 @@ class Request:
             self.prompts,
             num_images_per_prompt=self.count,
             seed=self.seeds,
-            output_type="pil" if output_type == "pil" else output_type,
+            output_type=output_type,
             **options,
         )
 
@@ -126,8 +126,8 @@ class Request:
 def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -> DiffusionPipeline:
     """The pipeline that a picture's parameters name, with their scheduler."""
     model = parameters["model"]
-    path = bundled_model() if model == BUNDLED else Path(model)
-    pipeline = DiffusionPipeline.from_pretrained(model if not path.exists() else path, backend=backend, device=device)
+    path = bundled_model() if model == BUNDLED else model
+    pipeline = DiffusionPipeline.from_pretrained(path, backend=backend, device=device)
     if name := parameters.get("scheduler"):
         pipeline.scheduler = scheduler_class(name).from_config(pipeline.scheduler.config)  # type: ignore[attr-defined]
     return pipeline

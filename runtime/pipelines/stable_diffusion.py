@@ -116,7 +116,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
             output_type: "pil" images, "np" (batch, height, width, 3) float32 in [0, 1], or "latent".
             return_dict: a `StableDiffusionPipelineOutput` when true, else the tuple of its first two fields.
             guidance_rescale: phi of arXiv:2305.08891, section 3.4.
-            clip_skip: how many of the text encoder's last layers to leave out.
+            clip_skip: how many of the text encoder's last layers to leave out for the prompt; the negative prompt keeps
+                them all, as in diffusers.
             callback_on_step_end: called after each step with (pipeline, step, timestep, tensors); the tensors of the
                 mapping that it returns replace those of the loop.
             callback_on_step_end_tensor_inputs: which tensors it is given: "latents", "prompt_embeds".
@@ -140,7 +141,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         guided = guidance_scale > 1
         embeddings = self._embeddings(prompt, prompt_embeds, "prompt", clip_skip)
         if guided:
-            negative = self._negative(negative_prompt, negative_prompt_embeds, embeddings, clip_skip)
+            negative = self._negative(negative_prompt, negative_prompt_embeds, embeddings)
         batch = embeddings.shape[0] * num_images_per_prompt
         embeddings = np.repeat(embeddings, num_images_per_prompt, axis=0)
         if guided:
@@ -210,13 +211,11 @@ class StableDiffusionPipeline(DiffusionPipeline):
         prompts = prompt_list(name, prompt)
         return encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip=clip_skip)
 
-    def _negative(
-        self, prompt: str | Sequence[str] | None, embeds: Array | None, positive: Array, clip_skip: int | None
-    ) -> Array:
+    def _negative(self, prompt: str | Sequence[str] | None, embeds: Array | None, positive: Array) -> Array:
         """The embeddings to move away from, one for each of the prompt's."""
         if prompt is None and embeds is None:
             prompt = ""
-        negative = self._embeddings(prompt, embeds, "negative_prompt", clip_skip)
+        negative = self._embeddings(prompt, embeds, "negative_prompt", clip_skip=None)
         if len(negative) not in (1, len(positive)):
             raise ValueError(f"there are {len(positive)} prompts and {len(negative)} negative prompts")
         if negative.shape[1:] != positive.shape[1:]:

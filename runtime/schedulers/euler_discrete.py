@@ -125,21 +125,22 @@ class EulerDiscreteScheduler(Scheduler):
             steps = check_steps(num_inference_steps, len(self))
             spacing, offset = self.config["timestep_spacing"], self.config["steps_offset"]
             visited = spaced_timesteps(spacing, len(self), steps, offset).astype(np.float32)
-        steps = len(visited)
-        training = self._training_sigmas
-        levels: Array
-        if self.config["interpolation_type"] == "linear":
-            levels = np.interp(visited, np.arange(len(training)), training)
-        else:
-            levels = log_linear_sigmas(training[-1], training[0], steps + 1)
+        levels = self._interpolated(visited)
         if spacer is not None:
             own_min, own_max = self.config["sigma_min"], self.config["sigma_max"]
             lowest = float(levels[-1]) if own_min is None else own_min
             highest = float(levels[0]) if own_max is None else own_max
-            levels = spacer(lowest, highest, steps)
-            visited = timestep_of_sigma(levels, log_sigmas)
-        last = training[0] if self.config["final_sigmas_type"] == "sigma_min" else 0.0
+            levels = spacer(lowest, highest, len(visited))
+            visited = timestep_of_sigma(levels, log_sigmas).astype(np.float32)
+        last = self._training_sigmas[0] if self.config["final_sigmas_type"] == "sigma_min" else 0.0
         return np.append(levels, last).astype(np.float32), visited
+
+    def _interpolated(self, timesteps: Array) -> Array:
+        """The sigmas of timesteps between those of the training."""
+        training = self._training_sigmas
+        if self.config["interpolation_type"] == "linear":
+            return np.interp(timesteps, np.arange(len(training)), training)
+        return log_linear_sigmas(training[-1], training[0], len(timesteps) + 1)
 
     def _timesteps_of(self, sigmas: Array, timesteps: Array) -> Array:
         """The timesteps as the model takes them: a quarter of log sigma for EDM-like models."""

@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ def test_layout_is_optimums(odd_export: Path) -> None:
     for network in NETWORKS:
         assert {"config.json", "model.onnx", "model.onnx_data"} <= {p.name for p in (odd_export / network).iterdir()}
     names = {
-        "text_encoder": ({"input_ids"}, {"last_hidden_state", "pooler_output", *(f"hidden_states.{n}" for n in range(4))}),
+        "text_encoder": (
+            {"input_ids"},
+            {"last_hidden_state", "pooler_output", *(f"hidden_states.{n}" for n in range(4))},
+        ),
         "unet": ({"sample", "timestep", "encoder_hidden_states"}, {"out_sample"}),
         "vae_encoder": ({"sample"}, {"latent_parameters"}),
         "vae_decoder": ({"latent_sample"}, {"sample"}),
@@ -89,26 +93,38 @@ def test_errors_sees_nan_and_shapes() -> None:
     assert np.isnan(errors(ones * np.nan, ones)[0])
 
 
-def fails(checkpoint: Path, destination: Path, *options: str) -> str:
-    """The one sentence that the command ends with; the destination must be as it was."""
-    before = sorted(destination.rglob("*")) if destination.exists() else None
-    command = [sys.executable, "-m", "safelight.runtime", "export", str(checkpoint), str(destination), *options]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert (sorted(destination.rglob("*")) if destination.exists() else None) == before
-    assert not list(destination.parent.glob(f".{destination.name}*")), "something was left behind"
-    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("safelight: ")]
-    return sentence.removeprefix("safelight: ")
+Fails = Callable[..., str]
 
 
-def test_a_passed_tolerance_names_the_component_and_the_error(linear_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Exports, and gives the one sentence that the command ends with; the destination must be as it was."""
+
+    def export(checkpoint: Path, destination: Path, *options: str) -> str:
+        before = sorted(destination.rglob("*")) if destination.exists() else None
+        status = cli.main(["export", str(checkpoint), str(destination), *options])
+        printed = capsys.readouterr()
+        assert status == 1, printed.out
+        assert (sorted(destination.rglob("*")) if destination.exists() else None) == before
+        assert not list(destination.parent.glob(f".{destination.name}*")), "something was left behind"
+        (sentence,) = printed.err.splitlines()
+        return sentence.removeprefix("safelight: ")
+
+    return export
+
+
+def test_a_passed_tolerance_names_the_component_and_the_error(
+    fails: Fails, linear_checkpoint: Path, tmp_path: Path
+) -> None:
     sentence = fails(linear_checkpoint, tmp_path / "out", "--atol", "1e-12")
     assert sentence.startswith("text_encoder: model.onnx differs from the reference: output ")
     assert "relative error" in sentence
     assert "the tolerance is absolute 1e-12" in sentence
 
 
-def test_a_wrong_graph_fails_validation(linear_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_graph_fails_validation(
+    linear_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safelight.export import weights
 
     written = weights.write_weights
@@ -129,7 +145,7 @@ def copy(linear_checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(linear_checkpoint, tmp_path / "checkpoint"))
 
 
-def test_other_content_is_left_alone(copy: Path, tmp_path: Path) -> None:
+def test_other_content_is_left_alone(fails: Fails, copy: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
     assert "has other content; name a folder that is new or empty" in fails(copy, tmp_path / "out")
@@ -137,7 +153,7 @@ def test_other_content_is_left_alone(copy: Path, tmp_path: Path) -> None:
     assert "is a file; name a folder" in fails(copy, tmp_path / "file")
 
 
-def test_what_is_no_checkpoint_is_refused(copy: Path, tmp_path: Path) -> None:
+def test_what_is_no_checkpoint_is_refused(fails: Fails, copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "does not exist, and is no hub id either" in fails(tmp_path / "none", out)
     assert "is a file; a checkpoint is a folder" in fails(copy / "model_index.json", out)
@@ -146,7 +162,7 @@ def test_what_is_no_checkpoint_is_refused(copy: Path, tmp_path: Path) -> None:
     assert "model_index.json is not valid JSON" in fails(copy, out)
 
 
-def test_missing_parts_are_named(copy: Path, tmp_path: Path) -> None:
+def test_missing_parts_are_named(fails: Fails, copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (copy / "vae" / "config.json").rename(copy / "vae" / "other.json")
     assert "vae has no config.json" in fails(copy, out)
@@ -158,7 +174,7 @@ def test_missing_parts_are_named(copy: Path, tmp_path: Path) -> None:
     assert "diffusion_pytorch_model.bin is a pickle" in fails(copy, out)
 
 
-def test_unknown_classes_are_named(copy: Path, tmp_path: Path) -> None:
+def test_unknown_classes_are_named(fails: Fails, copy: Path, tmp_path: Path) -> None:
     index = json.loads((copy / "model_index.json").read_text())
     index["unet"] = ["os", "system"]
     (copy / "model_index.json").write_text(json.dumps(index))
@@ -174,11 +190,13 @@ def test_unknown_classes_are_named(copy: Path, tmp_path: Path) -> None:
         (["--variant", "fp16"], "fp16"),
     ],
 )
-def test_unusable_options_are_refused(linear_checkpoint: Path, tmp_path: Path, options: list[str], message: str) -> None:
+def test_unusable_options_are_refused(
+    fails: Fails, linear_checkpoint: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
     assert message in fails(linear_checkpoint, tmp_path / "out", *options)
 
 
-def test_broken_weights_are_named(copy: Path, tmp_path: Path) -> None:
+def test_broken_weights_are_named(fails: Fails, copy: Path, tmp_path: Path) -> None:
     out, weights = tmp_path / "out", copy / "text_encoder" / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
@@ -189,7 +207,7 @@ def test_broken_weights_are_named(copy: Path, tmp_path: Path) -> None:
     name, tensor = tensors.popitem()
     safetensors.numpy.save_file({**tensors, "surplus": tensor}, weights)
     sentence = fails(copy, out)
-    assert f"1 missing: {name}" in sentence
+    assert f"1 missing: text_model.{name}" in sentence
     assert "1 surplus: surplus" in sentence
     safetensors.numpy.save_file({**tensors, name: tensor[:1]}, weights)
     assert f"1 misshapen: {name}" in fails(copy, out)
@@ -219,7 +237,9 @@ sys.exit(cli.main(["export", {str(copy)!r}, {str(tmp_path / "out")!r}, "--no-val
 
 def test_half_precision_storage_computes_in_single(linear_checkpoint: Path, tmp_path: Path) -> None:
     """What fp16 storage loses is the rounding of the weights, and the file is half as large."""
-    assert cli.main(["export", str(linear_checkpoint), str(tmp_path / "half"), "--weights-dtype", "fp16", "--quiet"]) == 0
+    assert (
+        cli.main(["export", str(linear_checkpoint), str(tmp_path / "half"), "--weights-dtype", "fp16", "--quiet"]) == 0
+    )
     manifest = open_model_folder(tmp_path / "half").manifest
     assert manifest is not None
     assert {tensor.dtype for tensor in manifest.components["unet"].inputs} == {"float32"}

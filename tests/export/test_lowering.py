@@ -38,8 +38,10 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[NetworkDescription
     transposed = store_transposed(graph, parameters(graph, description))
     names = [str(value.name) for value in parameters(graph, description)]
     path = tmp_path_factory.mktemp("unet") / "model.onnx_data"
-    return description, graph, write_weights(
-        path, names, reference.state_dict(), transposed=transposed, dtype=torch.float32
+    return (
+        description,
+        graph,
+        write_weights(path, names, reference.state_dict(), transposed=transposed, dtype=torch.float32),
     )
 
 

@@ -31,7 +31,10 @@ def test_constraints_hold_every_requirement() -> None:
         if "==" in line
     }
     extras = PROJECT["project"]["optional-dependencies"]
-    wanted = [*PROJECT["project"]["dependencies"], *(r for name in ("cpu", "export", "bench", "test") for r in extras[name])]
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *(r for name in ("cpu", "export", "bench", "test") for r in extras[name]),
+    ]
     names = {requirement.split(">=")[0].lower().replace("_", "-") for requirement in wanted}
     assert names <= pinned
 
@@ -50,8 +53,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_the_packages_and_the_bundled_model(installed: Path) -> None:
     for folder in FOLDERS:
-        sources = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py") if "emoji" not in path.parts}
-        shipped = {path.relative_to(installed / "safelight" / folder) for path in (installed / "safelight" / folder).rglob("*.py")}
+        sources = {
+            path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py") if "emoji" not in path.parts
+        }
+        shipped = {
+            path.relative_to(installed / "safelight" / folder)
+            for path in (installed / "safelight" / folder).rglob("*.py")
+        }
         assert sources == shipped
         assert (installed / "safelight" / folder / "py.typed").is_file()
     model = ROOT / "runtime" / "models" / "emoji"

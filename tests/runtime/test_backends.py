@@ -79,7 +79,11 @@ def test_a_closed_network_says_so() -> None:
     ("options", "error", "message"),
     [
         ({"backend": "tensorflow"}, ValueError, "unknown backend 'tensorflow'; known: onnxruntime"),
-        ({"device": "tpu"}, ValueError, "unknown device 'tpu' for the onnxruntime backend; it knows cpu, cuda and cuda:N"),
+        (
+            {"device": "tpu"},
+            ValueError,
+            "unknown device 'tpu' for the onnxruntime backend; it knows cpu, cuda and cuda:N",
+        ),
         ({"device": "cuda:x"}, ValueError, "unknown device 'cuda:x'"),
     ],
 )

@@ -6,7 +6,16 @@ import sys
 
 import safelight.runtime
 
-HEAVY = {"torch", "transformers", "diffusers", "onnx", "onnxscript", "onnx_ir", "safelight.export", "safelight.reference"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "diffusers",
+    "onnx",
+    "onnxscript",
+    "onnx_ir",
+    "safelight.export",
+    "safelight.reference",
+}
 
 
 def modules_after(program: str) -> set[str]:
