@@ -2,8 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 FOLDERS := benchmarks export reference runtime
+CHECKPOINT := reference/emoji/checkpoint
 
-.PHONY: setup test test-full lint types demo bench clean
+.PHONY: setup lint types test test-full demo bench clean
 
 setup: $(INSTALLED)
 
@@ -25,5 +26,23 @@ lint: types
 test: lint
 	$(BIN)/pytest -m "not full_shape"
 
+# Also the networks at their published shapes: a few minutes more, and 6 GB of memory.
 test-full: lint
 	$(BIN)/pytest
+
+# The whole way on this machine: checkpoint -> model folder -> pictures -> comparison with the PyTorch reference.
+demo: $(INSTALLED)
+	rm -rf demo
+	$(BIN)/safelight export $(CHECKPOINT) demo/model --weights-dtype fp16
+	$(BIN)/safelight generate --model demo/model --seed 0 --num-images-per-prompt 3 --grid --output demo/grid.png \
+	  "cat face on a blue background" "red apple on a white background" "pizza on a green background"
+	$(BIN)/safelight bench demo/model --checkpoint $(CHECKPOINT) --against 'reference (PyTorch)' \
+	  --contender 'reference (PyTorch)' --contender 'safelight onnxruntime' --runs 3 --cold-runs 0
+	@echo "the picture: demo/grid.png"
+
+# The numbers of the README, on an otherwise idle machine.
+bench: $(INSTALLED)
+	$(BIN)/safelight bench --json benchmarks/results/emoji-cpu.json
+
+clean:
+	rm -rf .venv .types .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist demo output *.egg-info

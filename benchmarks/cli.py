@@ -41,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         checkpoint = bundled_checkpoint()
     if checkpoint is not None and not checkpoint.is_dir():
         raise FileNotFoundError(f"{checkpoint} does not exist")
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
     case = Case(
         model=str(model),
         checkpoint=None if checkpoint is None else str(checkpoint),

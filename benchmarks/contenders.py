@@ -1,8 +1,10 @@
 """Who takes part: each opens its pipeline and makes the case's picture, as its user would."""
 
 import importlib.util
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from types import MappingProxyType
@@ -20,10 +22,28 @@ class Picture:
     """What one generation gave: (height, width, 3) float32 in [0, 1], and the seconds of each stage."""
 
     image: Array
-    seconds: dict[str, float]  # "total", and the stages that the contender tells apart
+    seconds: dict[str, float]  # "total", the stages that the contender tells apart, and "step", the median of one
 
 
 Generate = Callable[[], Picture]
+
+
+class StepTimes:
+    """A callback for the end of each step, which diffusers and the runtime call alike: it notes the time."""
+
+    def __init__(self) -> None:
+        self.started = perf_counter()
+        self.ends: list[float] = []
+
+    def __call__(self, _pipeline: object, _step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Changes nothing."""
+        self.ends.append(perf_counter())
+        return tensors
+
+    def median(self) -> float:
+        """Seconds from the end of one step to the next; of a single step, from the start."""
+        times = [self.started, *self.ends] if len(self.ends) == 1 else self.ends
+        return statistics.median(after - before for before, after in pairwise(times))
 
 
 @dataclass(frozen=True)
@@ -54,9 +74,10 @@ def _runtime_generate(pipeline: Any, case: Case) -> Generate:
     pipeline.set_progress_bar_config(disable=True)
 
     def generate() -> Picture:
-        started = perf_counter()
-        output = pipeline(seed=case.seed, output_type="np", **case.call())
-        return Picture(output.images[0], {"total": perf_counter() - started, **output.timings})
+        steps = StepTimes()
+        output = pipeline(seed=case.seed, output_type="np", callback_on_step_end=steps, **case.call())
+        ended = perf_counter()
+        return Picture(output.images[0], {"total": ended - steps.started, **output.timings, "step": steps.median()})
 
     return generate
 
@@ -72,22 +93,17 @@ def _open_diffusers(case: Case) -> Generate:
     pipeline.set_progress_bar_config(disable=True)
 
     def generate() -> Picture:
-        last_step = started = perf_counter()
-
-        def on_step(_pipeline: object, _step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
-            nonlocal last_step
-            last_step = perf_counter()
-            return tensors
-
-        output = pipeline(
-            generator=torch.Generator().manual_seed(case.seed),
-            output_type="np",
-            callback_on_step_end=on_step,
-            **case.call(),
-        )
+        steps = StepTimes()
+        generator = torch.Generator().manual_seed(case.seed)
+        output = pipeline(generator=generator, output_type="np", callback_on_step_end=steps, **case.call())
         ended = perf_counter()
-        stages = {"text and denoise": last_step - started, "decode": ended - last_step}
-        return Picture(np.asarray(output.images[0], dtype=np.float32), {"total": ended - started, **stages})
+        seconds = {
+            "total": ended - steps.started,
+            "text and denoise": steps.ends[-1] - steps.started,
+            "decode": ended - steps.ends[-1],
+            "step": steps.median(),
+        }
+        return Picture(np.asarray(output.images[0], dtype=np.float32), seconds)
 
     return generate
 

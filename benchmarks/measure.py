@@ -1,7 +1,6 @@
 """Runs the contenders and collects what they did; the pictures are compared before any time is looked at."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -72,7 +71,7 @@ def measure(
             progress(f"{name}: {runs} pictures after a warm-up")
             seconds, images[name] = _warm(name, case, runs, Path(folder))
             rows[name].warm_seconds = {stage: Spread.of([run[stage] for run in seconds]) for stage in seconds[0]}
-        cold: dict[str, list[tuple[float, int]]] = {name: [] for name in taking_part}
+        cold: dict[str, list[tuple[float, int | None]]] = {name: [] for name in taking_part}
         for turn in range(cold_runs):
             for name in taking_part:
                 progress(f"{name}: cold start {turn + 1} of {cold_runs}")
@@ -80,7 +79,8 @@ def measure(
     for name, starts in cold.items():
         if starts:
             rows[name].cold_seconds = Spread.of([seconds for seconds, _ in starts])
-            rows[name].peak_memory = int(statistics.median(memory for _, memory in starts))
+            peaks = [memory for _, memory in starts if memory is not None]
+            rows[name].peak_memory = int(statistics.median(peaks)) if peaks else None
     for name, image in images.items():
         if REFERENCE in images:
             rows[name].difference = float(np.abs(image - images[REFERENCE]).max() * 255)
@@ -99,15 +99,13 @@ def _warm(name: str, case: Case, runs: int, folder: Path) -> tuple[list[dict[str
     return json.loads((folder / "seconds.json").read_text()), np.load(folder / "image.npy")
 
 
-def _cold(name: str, case: Case, folder: Path) -> tuple[float, int]:
-    """Seconds from start to end of a process that makes one picture, and its peak of resident bytes."""
+def _cold(name: str, case: Case, folder: Path) -> tuple[float, int | None]:
+    """Seconds from start to end of a process that makes one picture, and its peak of resident bytes if known."""
     picture = folder / "picture.png"
     picture.unlink(missing_ok=True)
     started = perf_counter()
-    process = subprocess.Popen(_command(name, case, 0, folder), stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    result = subprocess.run(_command(name, case, 0, folder), stderr=subprocess.PIPE, text=True, check=False)
     seconds = perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode or not picture.is_file():
-        raise RuntimeError(f"{name} failed at a cold start")
-    return seconds, usage.ru_maxrss * 1024
+    if result.returncode or not picture.is_file():
+        raise RuntimeError(f"{name} failed at a cold start:\n{result.stderr.strip()}")
+    return seconds, json.loads((folder / "memory.json").read_text())

@@ -25,7 +25,8 @@ def table(rows: Sequence[Row], against: str) -> str:
     text.insert(1, "  ".join("-" * width for width in widths))
     stages = [f"{row.contender}: {_stages(row)}" for row in rows if row.comparable and row.warm_seconds]
     missing = [f"{row.contender}: not measured: {row.missing}" for row in rows if row.missing]
-    return "\n".join([*text, "", "stages, warm:", *stages, *missing, "", f"x: ratio to {against}"])
+    note = f"x: ratio to {against}" if base else f"x: no ratios, because {against} took no part or differs"
+    return "\n".join([*text, "", "stages, warm:", *stages, *missing, "", note])
 
 
 def report(case: Case, rows: Sequence[Row], runs: int, cold_runs: int) -> dict[str, Any]:

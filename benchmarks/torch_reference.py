@@ -14,9 +14,15 @@ from torch import nn
 from safelight.export.networks import COMPONENT_KINDS, NetworkDescription, TensorDescription, describe
 from safelight.runtime import StableDiffusionPipeline
 from safelight.runtime.backends import Array, TensorSpec
-from safelight.runtime.config import FrozenConfig
 from safelight.runtime.model_folder import MODEL_INDEX, ModelFolder, read_json_object
-from safelight.runtime.networks import AutoencoderKL, CLIPTextModel, Engine, LayerNorm, UNet2DConditionModel
+from safelight.runtime.networks import (
+    AutoencoderKL,
+    CLIPTextModel,
+    Engine,
+    LayerNorm,
+    UNet2DConditionModel,
+    read_config,
+)
 from safelight.runtime.schedulers import load_scheduler
 from safelight.runtime.tokenizer import CLIPTokenizer
 
@@ -53,7 +59,7 @@ def reference_pipeline(checkpoint: Path) -> StableDiffusionPipeline:
         model = COMPONENT_KINDS[class_name].model.from_pretrained(checkpoint / component)
         descriptions = describe(class_name, component, model.config.to_dict())
         networks[component] = {d.name: TorchNetwork(d, model) for d in descriptions}, model
-    configs = {component: FrozenConfig(folder.config(component)) for component in networks}
+    configs = {component: read_config(folder, component, index[component][1]) for component in networks}
     vae = networks["vae"][0]
     components: dict[str, Any] = {
         "unet": UNet2DConditionModel(networks["unet"][0]["unet"], configs["unet"]),

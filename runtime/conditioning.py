@@ -32,21 +32,27 @@ def prompt_list(name: str, prompt: str | Sequence[str]) -> list[str]:
 
 
 def encode_prompts(
-    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str], *, clip_skip: int | None = None
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    prompts: Sequence[str],
+    *,
+    clip_skip: int | None = None,
+    max_length: int | None = None,
 ) -> Array:
-    """The embeddings of prompts: (len(prompts), model_max_length, width), float32.
+    """The embeddings of prompts: (len(prompts), max_length, width), float32.
 
     Args:
         tokenizer: the checkpoint's.
         text_encoder: the checkpoint's.
-        prompts: what is longer than the tokenizer's length is cut off, with a warning.
+        prompts: what is longer than `max_length` is cut off, with a warning.
         clip_skip: how many of the text encoder's last layers to leave out.
+        max_length: tokens in each; the tokenizer's length when None.
     """
+    length = tokenizer.model_max_length if max_length is None else max_length
     for prompt in prompts:
-        if removed := tokenizer.truncated(prompt):
-            length = tokenizer.model_max_length
+        if removed := tokenizer.truncated(prompt, max_length=length):
             logger.warning("the text encoder takes %d tokens; this part of the prompt was cut off: %r", length, removed)
-    input_ids = tokenizer.encode(prompts)
+    input_ids = tokenizer.encode(prompts, max_length=length)
     if clip_skip is None:
         return text_encoder(input_ids).last_hidden_state
     return text_encoder.hidden_state(input_ids, clip_skip)

@@ -15,6 +15,10 @@ class FrozenConfig(Mapping[str, Any]):
     def __init__(self, entries: Mapping[str, Any]) -> None:
         object.__setattr__(self, "_entries", dict(entries))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies are made by the constructor: what is frozen cannot be filled in later."""
+        return type(self), (self._entries,)
+
     def __getitem__(self, name: str) -> Any:
         return self._entries[name]
 

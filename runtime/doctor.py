@@ -19,7 +19,7 @@ SUMMARY = "show what is installed, which backends work here, and how to mend wha
 PACKAGES = ("numpy", "tokenizers", "safetensors", "huggingface_hub", "pillow", "tqdm", "onnxruntime", "onnxruntime-gpu")
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript", "onnxruntime"),
-    "bench": ("torch", "diffusers", "transformers", "psutil"),
+    "bench": ("torch", "diffusers", "transformers"),
 }
 
 

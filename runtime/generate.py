@@ -32,6 +32,8 @@ CALL = (
 )  # fmt: skip
 #: of those, the ones that are files of arrays
 ARRAYS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+#: what a user who names a file may mean, and that is not always what is written
+_OTHER_KINDS = {".png", ".npy", ".jpg", ".jpeg", ".webp"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Makes the pictures; prints the seed, the seconds of each stage and where the pictures lie."""
+    kind = _kind(arguments)
+    if arguments.output.suffix.lower() in _OTHER_KINDS - {kind}:
+        raise ValueError(f"--output must be a {kind} file or a folder, got {arguments.output}")
     request = _request(arguments)
     started = perf_counter()
     pipeline = open_pipeline(request.parameters, backend=arguments.backend, device=arguments.device)
@@ -119,7 +124,7 @@ class Request:
         """The parameters that make one of the pictures on its own."""
         alone = self.parameters | {"seed": self.seeds[index], "num_images_per_prompt": 1, "grid": False}
         if self.prompts is not None:
-            alone["prompt"] = [self.prompts[index // self.count]]
+            alone["prompt"] = self.prompts[index // self.count]
         return alone
 
 
@@ -140,10 +145,13 @@ def _request(arguments: argparse.Namespace) -> Request:
         parameters |= read_parameters(arguments.from_image)
     names = ("model", "scheduler", "seed", "grid", "num_images_per_prompt", *CALL)
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if given.get("model") == BUNDLED and Path(BUNDLED).is_dir():
+        given["model"] = f"./{BUNDLED}"  # the folder that is named so, and not the bundled model
     parameters |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     if arguments.prompt:
-        parameters["prompt"] = arguments.prompt
+        parameters["prompt"] = arguments.prompt[0] if len(arguments.prompt) == 1 else arguments.prompt
     prompts = parameters.get("prompt")
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     if prompts is None and parameters.get("prompt_embeds") is None:
         raise ValueError('give a prompt, such as: safelight generate "cat face on a blue background"')
     if prompts is not None and parameters.get("prompt_embeds") is not None:
@@ -162,7 +170,7 @@ def _request(arguments: argparse.Namespace) -> Request:
 
 def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:
     """Writes the pictures, or the arrays, and returns where they lie."""
-    kind = ".png" if arguments.output_type == "pil" else ".npy"
+    kind = _kind(arguments)
     name = _slug(request.prompts[0] if request.prompts else "embeddings")
     if kind == ".npy":
         path = _place(arguments.output, kind, f"{request.seeds[0]}-{name}")
@@ -170,17 +178,23 @@ def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: 
         return [path]
     if request.grid:
         path = _place(arguments.output, kind, f"{request.seeds[0]}-{name}-grid")
-        save_png(image_grid(images), path, parameters)
+        columns = request.count if 1 < request.count < len(images) else None  # a row a prompt
+        save_png(image_grid(images, columns), path, parameters)
         return [path]
     paths = []
     for index, image in enumerate(images):
         output: Path = arguments.output
-        if output.suffix == kind and len(images) > 1:
+        if output.suffix.lower() == kind and len(images) > 1:
             output = output.with_stem(f"{output.stem}-{index}")
         prompt = request.prompts[index // request.count] if request.prompts else "embeddings"
         paths.append(_place(output, kind, f"{request.seeds[index]}-{_slug(prompt)}"))
         save_png(image, paths[-1], parameters | request.of_picture(index))
     return paths
+
+
+def _kind(arguments: argparse.Namespace) -> str:
+    """The suffix of the files to be written."""
+    return ".png" if arguments.output_type == "pil" else ".npy"
 
 
 def _place(output: Path, kind: str, name: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .manifest import FileRecord, Manifest, file_record, read_manifest
+from .manifest import MANIFEST_NAME, FileRecord, Manifest, file_record, read_manifest
 
 MODEL_INDEX = "model_index.json"
 GRAPH = "model.onnx"
@@ -49,7 +49,7 @@ class ModelFolder:
             path = self.path / network / GRAPH
             if not path.is_file():
                 raise FileNotFoundError(f"{self.path} lacks the component {network}: there is no {network}/{GRAPH}")
-            return self._inside(path)
+            return self.folder(network) / GRAPH
         self._check(record.weights, contents=False)
         return self._check(record.graphs.get(target, record.graphs[CANONICAL]), contents=True)
 
@@ -87,10 +87,13 @@ class ModelFolder:
 
         Raises:
             FileNotFoundError: it is not there.
+            ValueError: it, or a file of it, is a link that leads out of the model folder.
         """
         path = self.path / component
         if not path.is_dir():
             raise FileNotFoundError(f"{self.path} lacks the component {component}")
+        for file in path.iterdir():
+            self._inside(file)
         return self._inside(path)
 
     def _check(self, name: str, *, contents: bool) -> Path:
@@ -111,10 +114,22 @@ class ModelFolder:
         return path
 
     def _inside(self, path: Path) -> Path:
-        """The path, if it stays in the folder once links are followed."""
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise ValueError(f"{path} leads out of the model folder {self.path}")
-        return path
+        return check_inside(self.path, path)
+
+
+def check_inside(folder: Path, path: Path) -> Path:
+    """The path, if it stays in the folder once links are followed.
+
+    A snapshot in the hub's cache is links to the `blobs` beside `snapshots`, and may have those.
+
+    Raises:
+        ValueError: it leads elsewhere.
+    """
+    root, target = folder.resolve(), path.resolve()
+    roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    if not any(target.is_relative_to(allowed) for allowed in roots):
+        raise ValueError(f"{path} leads out of the model folder {folder}")
+    return path
 
 
 def open_model_folder(path: str | Path) -> ModelFolder:
@@ -133,7 +148,8 @@ def open_model_folder(path: str | Path) -> ModelFolder:
         raise ValueError(f"{path} is no model folder: it has no {MODEL_INDEX}")
     if is_checkpoint(path):
         raise ValueError(f"{path} is a checkpoint that was not exported yet: safelight export {path} FOLDER")
-    index = read_json_object(path / MODEL_INDEX)
+    check_inside(path, path / MANIFEST_NAME)
+    index = read_json_object(check_inside(path, path / MODEL_INDEX))
     class_name = index.get("_class_name")
     if not isinstance(class_name, str):
         raise ValueError(f"{path / MODEL_INDEX} names no pipeline class (_class_name)")

@@ -4,9 +4,10 @@ What an engine calls `encoder_hidden_states`, `out_sample` or `latent_parameters
 and the constants that belong to a network (an autoencoder's `scaling_factor`) are applied here, once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,21 @@ class Engine:
         return open_network(folder.graph(network, target), backend=self.backend, device=self.device)
 
 
+#: class -> what it takes, in diffusers and transformers, for keys that a checkpoint's `config.json` leaves out
+DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "AutoencoderKL": {"block_out_channels": [64], "scaling_factor": 0.18215, "shift_factor": None},
+        "CLIPTextModel": {"num_hidden_layers": 12, "layer_norm_eps": 1e-5},
+        "UNet2DConditionModel": {"sample_size": None, "in_channels": 4, "cross_attention_dim": 1280},
+    }
+)
+
+
+def read_config(folder: ModelFolder, network: str, class_name: str) -> FrozenConfig:
+    """The configuration beside a network's graph, with the defaults of its class where it is silent."""
+    return FrozenConfig({**DEFAULTS[class_name], **folder.config(network)})
+
+
 @dataclass(frozen=True)
 class UNet2DConditionOutput:
     """What a UNet predicts: (batch, out_channels, height, width), float32."""
@@ -43,8 +59,10 @@ class UNet2DConditionModel:
     def __init__(self, network: Network, config: FrozenConfig) -> None:
         self.network = network
         self.config = config
-        timestep = next(spec for spec in network.inputs if spec.name == "timestep")
-        self._timestep_rank = len(timestep.shape)  # one per image here; a scalar in optimum's exports
+        ranks = {spec.name: len(spec.shape) for spec in network.inputs}
+        if "timestep" not in ranks:
+            raise ValueError(f"this graph is no UNet: it takes {', '.join(ranks)}, and no timestep")
+        self._timestep_rank = ranks["timestep"]  # one per image here; a scalar in optimum's exports
 
     def __call__(self, sample: Array, timestep: float | Array, encoder_hidden_states: Array) -> UNet2DConditionOutput:
         """Runs the network once.
@@ -125,12 +143,12 @@ class AutoencoderKL:
 
     def scale(self, latents: Array) -> Array:
         """What the UNet works on: unit variance, from the encoder's latents."""
-        shift = self.config.get("shift_factor") or 0.0
+        shift = self.config["shift_factor"] or 0.0
         return (latents - np.float32(shift)) * np.float32(self.config["scaling_factor"])
 
     def unscale(self, latents: Array) -> Array:
         """The inverse of `scale`: what the decoder takes."""
-        shift = self.config.get("shift_factor") or 0.0
+        shift = self.config["shift_factor"] or 0.0
         return latents / np.float32(self.config["scaling_factor"]) + np.float32(shift)
 
     def close(self) -> None:
@@ -206,24 +224,23 @@ class CLIPTextModel:
 
 def open_unet(folder: ModelFolder, engine: Engine, component: str = "unet") -> UNet2DConditionModel:
     """Opens a model folder's UNet."""
-    return UNet2DConditionModel(engine.open(folder, component), FrozenConfig(folder.config(component)))
+    return UNet2DConditionModel(engine.open(folder, component), read_config(folder, component, "UNet2DConditionModel"))
 
 
 def open_autoencoder(folder: ModelFolder, engine: Engine, component: str = "vae") -> AutoencoderKL:
     """Opens a model folder's autoencoder; its encoder only when it is used."""
     encoder, decoder = f"{component}_encoder", f"{component}_decoder"
-    config = FrozenConfig(folder.config(decoder))
+    config = read_config(folder, decoder, "AutoencoderKL")
     return AutoencoderKL(engine.open(folder, decoder), config, lambda: engine.open(folder, encoder))
 
 
 def open_text_encoder(folder: ModelFolder, engine: Engine, component: str = "text_encoder") -> CLIPTextModel:
     """Opens a model folder's text encoder."""
-    config = FrozenConfig(folder.config(component))
+    config = read_config(folder, component, "CLIPTextModel")
 
     def read_final_layer_norm() -> LayerNorm:
-        epsilon = float(config.get("layer_norm_eps", 1e-5))
         weight, bias = (folder.tensor(component, f"{FINAL_LAYER_NORM}.{part}") for part in ("weight", "bias"))
-        return LayerNorm(_float32(weight), _float32(bias), epsilon)
+        return LayerNorm(_float32(weight), _float32(bias), float(config["layer_norm_eps"]))
 
     return CLIPTextModel(engine.open(folder, component), config, read_final_layer_norm)
 

@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 
+_DTYPES = (np.float32, np.float64, np.float16)
 _BLOCK = 16  # normals come in blocks of 16: 8 radii, then 8 angles
 
 
@@ -41,35 +42,42 @@ class Generator:
 
         Args:
             shape: of the result.
-            dtype: float32 or float64 (their streams differ, as torch's do), or float16.
+            dtype: float32, float64 or float16. Each has a stream of its own, as in torch.
+
+        Raises:
+            ValueError: the dtype is another.
         """
         size = prod(shape)
         dtype = np.dtype(dtype)
-        if size < _BLOCK:
-            values = np.array([self._normal() for _ in range(size)])
-        else:
-            uniform = self._uniform53 if dtype == np.float64 else self._uniform24
-            values = uniform(size)
-            full = size - size % _BLOCK
-            values[:full] = _box_muller(values[:full])
-            if full != size:  # the last 16 are drawn anew
-                values[-_BLOCK:] = _box_muller(uniform(_BLOCK))
-        return values.astype(dtype).reshape(shape)
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be float32, float64 or float16, got {dtype}")
+        values = self._few(size) if size < _BLOCK else self._many(size, dtype)
+        return values.astype(dtype, copy=False).reshape(shape)
 
-    def _raw(self, size: int) -> NDArray[np.uint32]:
-        return self._bits.randint(0, 2**32, size=size, dtype=np.uint32)
+    def _few(self, size: int) -> Array:
+        """Normal numbers, (size,) of float64, as torch fills small tensors: one by one, whatever their dtype."""
+        return np.array([self._normal() for _ in range(size)])
+
+    def _many(self, size: int, dtype: np.dtype[Any]) -> Array:
+        """Normal numbers, (size,), as torch fills tensors of 16 and more; those for float16 are float32."""
+        uniform = self._uniform53 if dtype == np.float64 else self._uniform24
+        whole = size - size % _BLOCK
+        drawn = whole if dtype == np.float16 else size  # torch draws block by block for float16, else all at first
+        values = _box_muller(uniform(drawn)[:whole])
+        if whole == size:
+            return values
+        return np.concatenate([values[: size - _BLOCK], _box_muller(uniform(_BLOCK))])  # the last 16 are drawn anew
 
     def _uniform24(self, size: int) -> NDArray[np.float32]:
-        """(size,) of float32 in [0, 1): 24 bits each."""
-        return (self._raw(size) & np.uint32(2**24 - 1)).astype(np.float32) * np.float32(2**-24)
+        """(size,) of float32 in [0, 1): the low 24 bits of each word."""
+        return self._bits.randint(0, 2**24, size, dtype=np.uint32).astype(np.float32) * np.float32(2**-24)
 
     def _uniform53(self, size: int) -> NDArray[np.float64]:
-        """(size,) of float64 in [0, 1): 53 bits each."""
-        raw = self._raw(2 * size).astype(np.uint64)
-        return ((raw[::2] << np.uint64(32) | raw[1::2]) & np.uint64(2**53 - 1)).astype(np.float64) * 2.0**-53
+        """(size,) of float64 in [0, 1): the low 53 bits of each two words."""
+        return self._bits.randint(0, 2**53, size, dtype=np.uint64).astype(np.float64) * 2.0**-53
 
     def _normal(self) -> float:
-        """One normal number, as small tensors are filled."""
+        """One normal number: the second of the last two, or the first of the next (Box and Muller 1958)."""
         if self._next_normal is not None:
             value, self._next_normal = self._next_normal, None
             return value
@@ -84,7 +92,10 @@ def _box_muller(uniform: Array) -> Array:
     blocks = uniform.reshape(-1, 2, _BLOCK // 2)
     radius = np.sqrt(-2 * np.log(1 - blocks[:, 0]))
     angle = uniform.dtype.type(2 * pi) * blocks[:, 1]
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+    normals = np.empty_like(blocks)
+    np.multiply(radius, np.cos(angle), out=normals[:, 0])
+    np.multiply(radius, np.sin(angle), out=normals[:, 1])
+    return normals.reshape(-1)
 
 
 def randn(shape: Sequence[int], generator: Generator | Sequence[Generator], dtype: DTypeLike = np.float32) -> Array:

@@ -10,12 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .manifest import file_record
+from .manifest import FORMAT_VERSION, file_record
 from .model_folder import MODEL_INDEX, is_checkpoint
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-#: what a model folder may hold, and what a checkpoint in diffusers' layout holds; never code, never pickles
-_HUB_FILES = ("*.json", "*.txt", "*.onnx", "*.onnx_data", "*.safetensors")
+#: what a model folder may hold, and what a checkpoint in diffusers' layout holds; never code, never pickles, nor the
+#: whole model in a single file, which lies beside the folders
+_HUB_FILES = ("*.json", "*.txt", "*.onnx", "*.onnx_data", "*/*.safetensors")
 
 
 def bundled_model() -> Path:
@@ -101,8 +102,8 @@ def download(
                 allow_patterns=list(_HUB_FILES),
             )
         )
-    except (OSError, ValueError) as error:  # the hub's errors are one or the other
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a connection that breaks is the HTTP library's own, and the library changes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(f"{repo_id} is no folder here and cannot be had from the hub: {reason}") from error
 
 
@@ -131,11 +132,11 @@ def exported(checkpoint: Path, *, variant: str | None = None) -> Path:
 
 
 def _content_key(checkpoint: Path, variant: str | None) -> str:
-    """A name for an export of exactly these files."""
+    """A name for an export of exactly these files, in the format that is read here."""
     digests = {
         str(path.relative_to(checkpoint)): file_record(path).sha256
         for path in sorted(checkpoint.glob("**/*"))
         if path.is_file() and path.suffix in {".json", ".txt", ".safetensors"}
     }
-    content = json.dumps([digests, variant])
+    content = json.dumps([FORMAT_VERSION, digests, variant])
     return hashlib.sha256(content.encode()).hexdigest()[:32]

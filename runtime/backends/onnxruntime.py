@@ -56,8 +56,11 @@ class OnnxRuntimeNetwork:
             raise ValueError(f"{graph} cannot be opened by ONNX Runtime: {_first_line(error)}") from error
         if device != "cpu" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise ValueError(f"device {device!r} is not usable: ONNX Runtime could not start its CUDA provider")
-        self._inputs = tuple(_spec(value) for value in self._session.get_inputs())
-        self._outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        try:
+            self._inputs = tuple(_spec(value) for value in self._session.get_inputs())
+            self._outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        except KeyError as error:
+            raise ValueError(f"{graph} has a tensor of {error}, which NumPy does not have") from error
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -45,7 +45,7 @@ class DiffusionPipeline(ABC):
         *,
         backend: str = "onnxruntime",
         device: str = "cpu",
-        use_safetensors: bool = True,
+        use_safetensors: bool | None = True,
         variant: str | None = None,
         revision: str | None = None,
         token: str | None = None,
@@ -60,13 +60,14 @@ class DiffusionPipeline(ABC):
                 export extra is installed), or the id of either on the hub.
             backend: the engine that runs the networks.
             device: where it runs them: "cpu", "cuda", "cuda:1".
-            use_safetensors: must be true: pickled weights are never loaded.
+            use_safetensors: must not be False: pickled weights are never loaded.
             variant: of a checkpoint's weights, such as "fp16".
             revision: of a hub id: a branch, a tag or a commit.
             token: for the hub.
             cache_dir: where hub downloads are kept.
             local_files_only: never ask the hub.
-            **components: parts to use in place of the folder's, such as `scheduler=`.
+            **components: parts to use in place of the folder's, such as `scheduler=`. None for a part that the pipeline
+                does not have is no news: `safety_checker=None`.
 
         Raises:
             FileNotFoundError: there is no such folder, or it lacks a component.
@@ -74,7 +75,7 @@ class DiffusionPipeline(ABC):
             ModuleNotFoundError: the engine is not installed; or a checkpoint was given and the export extra is not.
             TypeError: a component that the pipeline does not have.
         """
-        if not use_safetensors:
+        if use_safetensors is False:
             raise ValueError("use_safetensors=False asks for pickled weights, which are never loaded")
         path = local_model(
             pretrained_model_name_or_path,
@@ -86,6 +87,15 @@ class DiffusionPipeline(ABC):
         )
         folder = open_model_folder(path)
         pipeline_class = cls._class_for(folder)
+        if precision := components.keys() & {"torch_dtype", "dtype"}:
+            raise TypeError(
+                f"{precision.pop()} is the folder's: choose it at the export, safelight export --dtype fp16"
+            )
+        components = {
+            name: part
+            for name, part in components.items()
+            if part is not None or name in pipeline_class.component_names
+        }
         if unknown := components.keys() - set(pipeline_class.component_names):
             known = ", ".join(pipeline_class.component_names)
             raise TypeError(f"{pipeline_class.__name__} has no component {', '.join(sorted(unknown))}; it has {known}")
@@ -125,13 +135,17 @@ class DiffusionPipeline(ABC):
         """
         engine = Engine(self.engine.backend, str(device))
         if engine != self.engine:
-            networks = [name for name in self.component_names if name in self.folder.components and name != SCHEDULER]
+            networks = [name for name in self.component_names if self._class_name(name) in NETWORK_OPENERS]
             reopened = open_components(self.folder, engine, networks)
             for name, component in reopened.items():
                 _close(getattr(self, name))
                 setattr(self, name, component)
             self.engine = engine
         return self
+
+    def _class_name(self, component: str) -> str | None:
+        """The class of a component, as the folder names it."""
+        return str(self.folder.index[component][1]) if component in self.folder.components else None
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of the progress bar, which are tqdm's: `disable=True` turns it off."""

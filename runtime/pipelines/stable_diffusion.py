@@ -191,9 +191,11 @@ class StableDiffusionPipeline(DiffusionPipeline):
         """Height and width in pixels: as asked, or those of the latents given, or the model's own."""
         factor = self.vae.factor
         sample_size = self.unet.config["sample_size"]
-        own = [sample_size, sample_size] if isinstance(sample_size, int) else list(sample_size)
+        own = list(sample_size) if isinstance(sample_size, list | tuple) else [sample_size, sample_size]
         if latents is not None and np.ndim(latents) == 4:
             own = list(np.shape(latents)[2:])
+        if None in own and None in (height, width):
+            raise ValueError("this model's config.json names no sample_size: give height and width")
         height = own[0] * factor if height is None else height
         width = own[1] * factor if width is None else width
         check_size("height", height, factor)
@@ -201,7 +203,12 @@ class StableDiffusionPipeline(DiffusionPipeline):
         return int(height), int(width)
 
     def _embeddings(
-        self, prompt: str | Sequence[str] | None, embeds: Array | None, name: str, clip_skip: int | None
+        self,
+        prompt: str | Sequence[str] | None,
+        embeds: Array | None,
+        name: str,
+        clip_skip: int | None,
+        max_length: int | None = None,
     ) -> Array:
         if (prompt is None) == (embeds is None):
             count = "neither" if prompt is None else "both"
@@ -209,18 +216,20 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if prompt is None:
             return check_embeddings(f"{name}_embeds", np.asarray(embeds), int(self.unet.config["cross_attention_dim"]))
         prompts = prompt_list(name, prompt)
-        return encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip=clip_skip)
+        return encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip=clip_skip, max_length=max_length)
 
     def _negative(self, prompt: str | Sequence[str] | None, embeds: Array | None, positive: Array) -> Array:
-        """The embeddings to move away from, one for each of the prompt's."""
+        """The embeddings to move away from, one for each of the prompt's; text is encoded at their length."""
         if prompt is None and embeds is None:
             prompt = ""
-        negative = self._embeddings(prompt, embeds, "negative_prompt", clip_skip=None)
+        length = positive.shape[1] if 2 <= positive.shape[1] <= self.tokenizer.model_max_length else None
+        negative = self._embeddings(prompt, embeds, "negative_prompt", clip_skip=None, max_length=length)
         if len(negative) not in (1, len(positive)):
             raise ValueError(f"there are {len(positive)} prompts and {len(negative)} negative prompts")
         if negative.shape[1:] != positive.shape[1:]:
             raise ValueError(
-                f"negative_prompt_embeds are {negative.shape[1:]} each, prompt_embeds {positive.shape[1:]}"
+                f"negative_prompt_embeds must be {positive.shape[1:]} each, as prompt_embeds are, "
+                f"got {negative.shape[1:]}"
             )
         return np.broadcast_to(negative, positive.shape)
 
@@ -256,11 +265,11 @@ def _generators(
         return Generator(secrets.randbits(63))
     if generator is None:
         assert seed is not None
-        if isinstance(seed, int | np.integer):
-            return Generator(int(seed))
-        generator = [Generator(one) for one in seed]
+        generator = [Generator(one) for one in seed] if isinstance(seed, Sequence | np.ndarray) else Generator(seed)
     if isinstance(generator, Generator):
         return generator
+    if not isinstance(generator, list | tuple) or not all(isinstance(one, Generator) for one in generator):
+        raise TypeError("generator must be a safelight.runtime.Generator or a list of them; seed=n is short for one")
     if len(generator) != batch:
         raise ValueError(f"there are {batch} images and {len(generator)} generators or seeds")
     return list(generator)

@@ -4,10 +4,11 @@ A subclass is a constructor, whose keywords are the configuration, and a `step`.
 in modules of their own.
 """
 
+import functools
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,6 +28,9 @@ Generators = Generator | Sequence[Generator]
 CONFIG_NAME = "scheduler_config.json"
 #: the release of diffusers whose numbers these are
 DIFFUSERS_VERSION = "0.42.1"
+#: where a configuration lists the options that nobody chose, as diffusers' do; another scheduler made from it takes its
+#: own defaults there: Stable Diffusion's PNDM leaves its spacing at "leading", Euler made from it is spaced "linspace"
+DEFAULTED = "_use_default_values"
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,15 @@ class Scheduler(ABC):
     beta_schedules: ClassVar[tuple[str, ...]] = schedules.BETA_SCHEDULES
     prediction_types: ClassVar[tuple[str, ...]] = PREDICTION_TYPES
 
+    config: FrozenConfig
     timesteps: Array
     num_inference_steps: int | None
+    _chosen: frozenset[str]
 
     def __init_subclass__(cls) -> None:
-        """Makes the scheduler known by its name."""
+        """Makes the scheduler known by its name, and its constructor note which options it is given."""
         Scheduler.registry[cls.__name__] = cls
+        cls.__init__ = _noting_chosen(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """Keeps the configuration and makes the noise schedule.
@@ -94,7 +101,8 @@ class Scheduler(ABC):
 
     def _set_config(self, entries: Mapping[str, Any]) -> None:
         identity = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
-        self.config = FrozenConfig({**entries, **identity})
+        defaulted = [name for name in inspect.signature(type(self)).parameters if name not in self._chosen]
+        self.config = FrozenConfig({**entries, **identity, DEFAULTED: defaulted})
 
     def _check_choices(self) -> None:
         """Refuses unknown values of options that have a few."""
@@ -126,8 +134,9 @@ class Scheduler(ABC):
             **overrides: entries to change.
 
         Keys that this scheduler does not know are kept in its `config`, so that swapping there and back loses nothing.
+        Where the other scheduler took its default, this one takes its own.
         """
-        entries = {**(load_config(config) if isinstance(config, str | Path) else config), **overrides}
+        entries = {**_chosen(load_config(config) if isinstance(config, str | Path) else config), **overrides}
         known = set(inspect.signature(cls).parameters)
         scheduler = cls(**{name: value for name, value in entries.items() if name in known})
         foreign = {name: value for name, value in entries.items() if name not in known}
@@ -142,8 +151,7 @@ class Scheduler(ABC):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `scheduler_config.json`, which diffusers reads, into a folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dict(self.config), indent=2, sort_keys=True)
-        (Path(folder) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        (Path(folder) / CONFIG_NAME).write_text(self._json() + "\n", encoding="utf-8")
 
     @property
     def compatibles(self) -> list["type[Scheduler]"]:
@@ -194,7 +202,30 @@ class Scheduler(ABC):
         return int(self.config["num_train_timesteps"])
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {json.dumps(dict(self.config), indent=2, sort_keys=True)}"
+        return f"{type(self).__name__} {self._json()}"
+
+    def _json(self) -> str:
+        """The configuration as diffusers writes it."""
+        return json.dumps({k: v for k, v in self.config.items() if k != DEFAULTED}, indent=2, sort_keys=True)
+
+
+def _noting_chosen(init: Callable[..., None]) -> Callable[..., None]:
+    """A scheduler's constructor that first notes the names of the options that it is given."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def noting(self: Scheduler, *args: Any, **kwargs: Any) -> None:
+        if init is inspect.unwrap(type(self).__init__):  # not a parent's, called by its child's
+            self._chosen = frozenset(signature.bind_partial(self, *args, **kwargs).arguments) - {"self"}
+        init(self, *args, **kwargs)
+
+    return noting
+
+
+def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a configuration that somebody chose; diffusers' configurations list the others."""
+    left_out = {*config.get(DEFAULTED, ()), DEFAULTED}
+    return {name: value for name, value in config.items() if name not in left_out}
 
 
 def load_config(folder: str | Path, subfolder: str | None = None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What is installed: every sub-package, the bundled model, and nothing that pulls torch in."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -43,6 +44,7 @@ def test_constraints_hold_every_requirement() -> None:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, unpacked as pip would."""
     folder = tmp_path_factory.mktemp("wheel")
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would pack what was deleted since
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")

@@ -1,0 +1,589 @@
+"""The `safelight` command: `generate`, `doctor`, the help, and the one sentence that an error is."""
+
+import argparse
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from safelight.runtime import DiffusionPipeline, Generator, StableDiffusionPipeline, bundled_model, doctor
+from safelight.runtime.backends import BACKENDS
+from safelight.runtime.cli import main
+from safelight.runtime.image import read_parameters
+
+PROMPT = "cat face on a blue background"
+SMALL = ("--num-inference-steps", "2", "--height", "32", "--width", "32", "--no-progress")
+
+Run = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder is an empty one: where `output` appears."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def generate(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `generate` with options that make it quick; gives the lines that it printed."""
+
+    def run(*options: object) -> list[str]:
+        assert main(["generate", *SMALL, *map(str, options)]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return printed.out.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail; gives the one sentence that it ends with."""
+
+    def run(*arguments: object) -> str:
+        assert main([*map(str, arguments)]) == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        (sentence,) = printed.err.splitlines()
+        assert sentence.startswith("safelight: ")
+        return sentence.removeprefix("safelight: ")
+
+    return run
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+# what is written and printed
+
+
+def test_a_picture_is_written_with_what_made_it(generate: Run) -> None:
+    summary, path = generate(PROMPT, "--seed", 7, "--guidance-scale", 5, "--negative-prompt", "dog")
+    stages = re.fullmatch(
+        r"seed 7: open \d+\.\d\d s, text \d+\.\d\d s, denoise \d+\.\d\d s, decode \d+\.\d\d s, save \d+\.\d\d s",
+        summary,
+    )
+    assert stages, summary
+    assert path == "output/7-cat-face-on-a-blue-background.png"
+    assert pixels(path).shape == (32, 32, 3)
+    parameters = read_parameters(path)
+    assert re.fullmatch("[0-9a-f]{64}", parameters.pop("model_sha256"))
+    assert parameters == {
+        "model": "emoji",
+        "prompt": PROMPT,
+        "negative_prompt": "dog",
+        "seed": 7,
+        "num_inference_steps": 2,
+        "guidance_scale": 5.0,
+        "height": 32,
+        "width": 32,
+        "num_images_per_prompt": 1,
+        "grid": False,
+    }
+    with Image.open(path) as image:
+        text = image.info["parameters"]
+        assert text.splitlines()[:2] == [PROMPT, "Negative prompt: dog"]
+        assert "Steps: 2, CFG scale: 5.0, Seed: 7, Size: 32x32, Model: emoji" in text
+        assert "digitalsourcetype/trainedAlgorithmicMedia" in image.info["XML:com.adobe.xmp"]
+
+
+def test_the_picture_is_the_pipelines(generate: Run) -> None:
+    _, path = generate(PROMPT, "--seed", 3)
+    with DiffusionPipeline.from_pretrained(bundled_model()) as pipeline:
+        pipeline.set_progress_bar_config(disable=True)
+        (expected,) = pipeline(PROMPT, num_inference_steps=2, height=32, width=32, seed=3).images
+    np.testing.assert_array_equal(pixels(path), np.asarray(expected))
+
+
+def test_a_chosen_seed_is_printed_and_kept(generate: Run) -> None:
+    runs = [generate(PROMPT), generate(PROMPT)]
+    seeds = [int(summary.removeprefix("seed ").partition(":")[0]) for summary, _ in runs]
+    assert seeds[0] != seeds[1]
+    assert [read_parameters(path)["seed"] for _, path in runs] == seeds
+
+
+def test_seeds_count_up_and_each_picture_is_made_again_from_its_own_file(generate: Run) -> None:
+    summary, *paths = generate("cat face", "pizza", "--num-images-per-prompt", 2, "--seed", 5)
+    assert summary.startswith("seed 5: ")
+    assert paths == ["output/5-cat-face.png", "output/6-cat-face.png", "output/7-pizza.png", "output/8-pizza.png"]
+    assert len({pixels(path).tobytes() for path in paths}) == 4
+    for path, seed, prompt in zip(paths, (5, 6, 7, 8), ("cat face", "cat face", "pizza", "pizza"), strict=True):
+        parameters = read_parameters(path)
+        assert (parameters["seed"], parameters["prompt"]) == (seed, prompt)
+        assert parameters["num_images_per_prompt"] == 1
+        _, again = generate("--from-image", path, "--output", "again.png")
+        # a batch and a single picture differ in the last bits, which may turn a pixel by one
+        assert np.abs(pixels(again).astype(int) - pixels(path)).max() <= 1
+
+
+def test_a_grid_is_one_picture_of_all_and_made_again_whole(generate: Run) -> None:
+    _, path = generate("cat face", "pizza", "--num-images-per-prompt", 2, "--seed", 5, "--grid")
+    assert path == "output/5-cat-face-grid.png"
+    assert pixels(path).shape == (64, 64, 3)
+    assert read_parameters(path)["prompt"] == ["cat face", "pizza"]
+    _, again = generate("--from-image", path, "--output", "again.png")
+    np.testing.assert_array_equal(pixels(again), pixels(path))
+    _, *singles = generate("cat face", "pizza", "--num-images-per-prompt", 2, "--seed", 5)
+    rows = [np.concatenate([pixels(single) for single in singles[row : row + 2]], axis=1) for row in (0, 2)]
+    np.testing.assert_array_equal(np.concatenate(rows), pixels(path))
+
+
+def test_a_grid_of_one_prompt_carries_its_text(generate: Run) -> None:
+    _, path = generate(PROMPT, "--num-images-per-prompt", 2, "--seed", 5, "--grid", "--output", "grid.png")
+    assert path == "grid.png"
+    with Image.open(path) as image:
+        assert image.info["parameters"].splitlines()[0] == PROMPT
+
+
+# where it is written
+
+
+def test_a_folder_never_loses_a_picture(generate: Run) -> None:
+    paths = [generate(PROMPT, "--seed", 1, "--output", "deep/er")[1] for _ in range(3)]
+    name = "deep/er/1-cat-face-on-a-blue-background"
+    assert paths == [f"{name}.png", f"{name}-2.png", f"{name}-3.png"]
+    assert len(list(Path("deep/er").iterdir())) == 3
+
+
+def test_a_file_that_is_named_is_written_and_replaced(generate: Run) -> None:
+    assert generate(PROMPT, "--seed", 1, "--output", "new/one.png")[1:] == ["new/one.png"]
+    assert generate(PROMPT, "--seed", 2, "--output", "new/one.png")[1:] == ["new/one.png"]
+    assert read_parameters("new/one.png")["seed"] == 2
+    assert [path.name for path in Path("new").iterdir()] == ["one.png"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG"])
+def test_several_pictures_are_numbered(generate: Run, suffix: str) -> None:
+    _, *paths = generate(PROMPT, "--num-images-per-prompt", 2, "--seed", 1, "--output", f"cat{suffix}")
+    assert paths == [f"cat-0{suffix}", f"cat-1{suffix}"]
+    assert [read_parameters(path)["seed"] for path in paths] == [1, 2]
+
+
+def test_names_of_files_are_short_and_plain(generate: Run) -> None:
+    for prompt, name in (
+        ("../../etc/passwd", "etc-passwd"),
+        ("", "picture"),
+        ("?!", "picture-2"),
+        ("Café 日本", "café-日本"),
+        ("cat face " * 8, "cat-face-" * 5 + "cat"),
+    ):
+        assert generate(prompt, "--seed", 0)[1:] == [f"output/0-{name}.png"]
+
+
+@pytest.mark.parametrize(
+    ("output_type", "shape"), [("np", (2, 32, 32, 3)), ("latent", (2, 4, 8, 8))], ids=["np", "latent"]
+)
+def test_arrays_are_written_as_npy(generate: Run, output_type: str, shape: tuple[int, ...]) -> None:
+    options = (PROMPT, "--num-images-per-prompt", 2, "--seed", 4, "--output-type", output_type)
+    assert generate(*options)[1:] == ["output/4-cat-face-on-a-blue-background.npy"]
+    assert generate(*options, "--output", "a/b.npy")[1:] == ["a/b.npy"]
+    array = np.load("a/b.npy")
+    assert (array.shape, array.dtype) == (shape, np.float32)
+    if output_type == "np":
+        _, *paths = generate(PROMPT, "--num-images-per-prompt", 2, "--seed", 4)
+        for image, path in zip(array, paths, strict=True):
+            np.testing.assert_array_equal((image * 255).round().astype(np.uint8), pixels(path))
+
+
+# a picture made again
+
+
+def test_a_picture_is_made_again_to_the_byte(generate: Run) -> None:
+    options = ("--seed", 11, "--scheduler", "DDPMScheduler", "--guidance-rescale", 0.7, "--clip-skip", 1)
+    _, path = generate(PROMPT, *options, "--negative-prompt", "dog", "--height", 40, "--num-inference-steps", 3)
+    # nothing but the picture: the defaults of the test would take precedence
+    assert main(["generate", "--from-image", path, "--output", "again.png", "--no-progress"]) == 0
+    np.testing.assert_array_equal(pixels("again.png"), pixels(path))
+    assert read_parameters("again.png") == read_parameters(path)
+    assert Path("again.png").read_bytes() == Path(path).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"seed": 12},
+        {"num_inference_steps": 4},
+        {"guidance_scale": 2.0},
+        {"height": 48},
+        {"negative_prompt": "pizza"},
+        {"scheduler": "DDIMScheduler"},
+        {"prompt": "red apple"},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_options_take_precedence_over_the_pictures(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", *SMALL, PROMPT, "--seed", "11", "--negative-prompt", "dog", "--output", "one.png"]) == 0
+    ((name, value),) = given.items()
+    options = [value] if name == "prompt" else [f"--{name.replace('_', '-')}", str(value)]
+    assert main(["generate", *options, "--from-image", "one.png", "--output", "two.png", "--no-progress"]) == 0
+    assert read_parameters("two.png") == {**read_parameters("one.png"), **given}
+    assert not np.array_equal(pixels("two.png"), pixels("one.png"))
+
+
+def test_a_picture_of_other_weights_is_said_to_be_one(generate: Run, caplog: pytest.LogCaptureFixture) -> None:
+    from safelight.runtime.image import save_png
+
+    _, path = generate(PROMPT, "--seed", 0)
+    generate("--from-image", path)
+    assert caplog.records == []
+    with Image.open(path) as image:
+        save_png(image, "other.png", {**read_parameters(path), "model_sha256": "0" * 64})
+    generate("--from-image", "other.png")
+    assert "expect another picture" in caplog.text
+
+
+# options
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What pipelines are opened and called with."""
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    opened, called = DiffusionPipeline.from_pretrained.__func__, StableDiffusionPipeline.__call__  # type: ignore[attr-defined]
+
+    def from_pretrained(cls: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append((arguments, options))
+        return opened(cls, *arguments)  # on the CPU, whatever was asked for
+
+    @functools.wraps(called)
+    def call(self: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append((arguments, options))
+        return called(self, *arguments, **options)
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", classmethod(from_pretrained))
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", call)
+    return seen
+
+
+def test_every_option_reaches_the_pipeline(generate: Run, calls: list[Any]) -> None:
+    rng = np.random.default_rng(0)
+    given = {
+        "latents": rng.standard_normal((2, 4, 10, 12), dtype=np.float32),
+        "prompt_embeds": rng.standard_normal((1, 32, 96), dtype=np.float32),
+        "negative_prompt_embeds": rng.standard_normal((1, 32, 96), dtype=np.float32),
+    }
+    for name, array in given.items():
+        np.save(name, array)
+    options = {
+        "--height": 40,
+        "--width": 48,
+        "--num-inference-steps": 3,
+        "--guidance-scale": 4.5,
+        "--guidance-rescale": 0.25,
+        "--num-images-per-prompt": 2,
+        "--eta": 0.5,
+        "--clip-skip": 1,
+        "--seed": 9,
+        "--scheduler": "DDIMScheduler",
+        "--backend": "onnxruntime",
+        "--device": "cuda:3",
+        "--model": bundled_model(),
+        "--output-type": "np",
+        **{f"--{name.replace('_', '-')}": f"{name}.npy" for name in given},
+    }
+    _, path = generate(*(part for pair in options.items() for part in pair))
+    assert path == "output/9-embeddings.npy"
+    opened, (prompts, called) = calls
+    assert opened == ((str(bundled_model()),), {"backend": "onnxruntime", "device": "cuda:3"})
+    assert prompts == (None,)
+    for name, array in given.items():
+        np.testing.assert_array_equal(called.pop(name), array)
+    assert called == {
+        "height": 40,
+        "width": 48,
+        "num_inference_steps": 3,
+        "guidance_scale": 4.5,
+        "guidance_rescale": 0.25,
+        "num_images_per_prompt": 2,
+        "eta": 0.5,
+        "clip_skip": 1,
+        "seed": [9, 10],
+        "output_type": "np",
+    }
+
+
+def test_every_argument_of_the_call_that_a_command_can_have_is_an_option() -> None:
+    from safelight.runtime import generate as module
+
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    options = {action.dest for action in parser._actions}
+    arguments = set(StableDiffusionPipeline.__call__.__annotations__) - {"return"}
+    without = {"timesteps", "sigmas", "generator", "return_dict"}
+    assert arguments - options == {*without, "callback_on_step_end", "callback_on_step_end_tensor_inputs"}
+
+
+def test_what_is_not_given_is_left_to_the_pipeline(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["generate", PROMPT, "--num-inference-steps", "1", "--no-progress"]) == 0
+    _, (prompts, called) = calls
+    assert prompts == ([PROMPT],)
+    assert called.pop("seed")[0] >= 0
+    assert called == {"num_images_per_prompt": 1, "num_inference_steps": 1, "output_type": "pil"}
+
+
+def test_a_scheduler_is_made_from_the_models_configuration(generate: Run) -> None:
+    _, path = generate(PROMPT, "--seed", 0, "--scheduler", "DDIMScheduler")
+    assert read_parameters(path)["scheduler"] == "DDIMScheduler"
+    assert not np.array_equal(pixels(path), pixels(generate(PROMPT, "--seed", 0)[1]))
+    with Image.open(path) as image:
+        assert "Sampler: DDIM" in image.info["parameters"]
+
+
+def test_a_seeds_noise_may_be_given_as_latents(generate: Run) -> None:
+    np.save("noise", Generator(6).randn((1, 4, 8, 8)))
+    given, own = generate(PROMPT, "--latents", "noise.npy")[1], generate(PROMPT, "--seed", 6)[1]
+    np.testing.assert_array_equal(pixels(given), pixels(own))
+    assert read_parameters(given)["latents"] == "noise.npy"
+
+
+def test_a_folder_named_like_the_bundled_model_is_that_folder(generate: Run, calls: list[Any]) -> None:
+    generate(PROMPT, "--model", "emoji")
+    assert calls[0][0] == (bundled_model(),)
+    Path("emoji").symlink_to(bundled_model())
+    _, path = generate(PROMPT, "--model", "emoji")
+    assert calls[2][0] == ("./emoji",)
+    assert read_parameters(path)["model"] == "./emoji"
+
+
+def test_the_progress_bar_is_shown_unless_turned_off(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", PROMPT, "--num-inference-steps", "2"]) == 0
+    assert "2/2" in capsys.readouterr().err
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], 'give a prompt, such as: safelight generate "cat face on a blue background"'),
+        (["cat", "--prompt-embeds", "x.npy"], "give a prompt or --prompt-embeds, not both"),
+        (["cat", "--scheduler", "Nothing"], "unknown scheduler 'Nothing'; known: DDIMScheduler, "),
+        (["cat", "--model", "none"], "none does not exist, and is no hub id either (owner/name)"),
+        (["cat", "--model", "."], ". is no model folder: it has no model_index.json"),
+        (["cat", "--height", "30"], "height must be a multiple of 4, got 30; nearest are 28 and 32"),
+        (["cat", "--width", "0"], "width must be a multiple of 4, got 0; the nearest is 4"),
+        (["cat", "--num-images-per-prompt", "0"], "num_images_per_prompt must be at least 1, got 0"),
+        (["cat", "--seed", "99999999999999999999"], "seed must lie in [-2**63, 2**64), got 99999999999999999999"),
+        (["cat", "--backend", "none"], "unknown backend 'none'; known: "),
+        (["cat", "--device", "tpu"], "unknown device 'tpu' for the onnxruntime backend"),
+        (["cat", "--latents", "none.npy"], "No such file or directory: none.npy"),
+        (["--prompt-embeds", "none.npy"], "No such file or directory: none.npy"),
+        (["cat", "--from-image", "none.png"], "No such file or directory: none.png"),
+        (["cat", "--output", "cat.jpg"], "--output must be a .png file or a folder, got cat.jpg"),
+        (["cat", "--output", "cat.npy"], "--output must be a .png file or a folder, got cat.npy"),
+        (
+            ["cat", "--output-type", "np", "--output", "cat.png"],
+            "--output must be a .npy file or a folder, got cat.png",
+        ),
+        (["cat", "--clip-skip", "50"], "clip_skip must lie between 0 and "),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(
+    fails: Callable[..., str], elsewhere: Path, arguments: list[str], sentence: str
+) -> None:
+    assert fails("generate", "--no-progress", *arguments).startswith(sentence)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_pictures_without_parameters_are_refused(fails: Callable[..., str]) -> None:
+    Image.new("RGB", (8, 8)).save("plain.png")
+    Image.new("RGB", (8, 8)).save("plain.jpg")
+    assert fails("generate", "--from-image", "plain.png").startswith(
+        "cannot read the parameters of plain.png: it carries no parameters: "
+    )
+    assert fails("generate", "--from-image", "plain.jpg") == "plain.jpg is no PNG file"
+
+
+def test_a_pickle_is_no_array(fails: Callable[..., str]) -> None:
+    np.save("pickled", np.array([object()]), allow_pickle=True)
+    assert "allow_pickle=False" in fails("generate", "cat", "--latents", "pickled.npy")
+
+
+def test_a_destination_that_is_a_file_is_named(fails: Callable[..., str]) -> None:
+    Path("file").write_text("precious")
+    assert fails("generate", "cat", "--output", "file", *SMALL) == "File exists: file"
+    assert Path("file").read_text() == "precious"
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    @functools.wraps(StableDiffusionPipeline.__call__)
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", interrupted)
+    assert main(["generate", PROMPT]) == 130
+    assert capsys.readouterr().err == "safelight: interrupted\n"
+
+
+@pytest.mark.parametrize("verb", ["export", "bench"])
+def test_the_verb_of_an_absent_extra_says_what_to_install(verb: str, tmp_path: Path, emoji_checkpoint: Path) -> None:
+    """In a process in which neither torch nor diffusers can be imported."""
+    arguments = {
+        "export": ["export", str(emoji_checkpoint), str(tmp_path / "out")],
+        "bench": ["bench", "--contender", "reference (PyTorch)", "--contender", "diffusers"],
+    }[verb]
+    program = f"""
+import sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("torch", "diffusers"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in ("torch", "diffusers") else find(name, *rest)
+sys.meta_path.insert(0, Absent())
+from safelight.runtime.cli import main
+sys.exit(main({arguments!r}))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "Traceback" not in result.stderr
+    if verb == "export":
+        assert result.returncode == 1
+        assert result.stderr.startswith(
+            "safelight: export needs: pip install 'safelight[export]' (No module named 'torc"
+        )
+    else:
+        assert result.returncode == 0
+        assert "torch not installed: pip install 'safelight[export,bench]'" in result.stdout
+
+
+# help, version, doctor
+
+
+def exits(*arguments: str) -> object:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return caught.value.code
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exits("--version") == 0
+    assert capsys.readouterr().out == f"safelight {importlib.metadata.version('safelight')}\n"
+
+
+def test_the_help_lists_every_verb_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exits("--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    commands = importlib.metadata.entry_points(group="safelight.commands")
+    assert {command.name for command in commands} >= {"bench", "doctor", "export", "generate"}
+    for command in commands:
+        assert f"{command.name} {command.load().SUMMARY}" in shown
+
+
+@pytest.mark.parametrize(
+    "verb", sorted({command.name for command in importlib.metadata.entry_points(group="safelight.commands")})
+)
+def test_the_help_of_a_verb_shows_its_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exits(verb, "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith(f"usage: safelight {verb} ")
+    if verb == "generate":
+        assert "how many times the noise is lowered (default: 50)" in shown
+        assert "1 is no guidance (default: 7.5)" in shown
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["generate", "--nothing"], ["generate", "x", "--seed", "one"]])
+def test_what_the_parser_does_not_know_exits_with_its_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exits(*arguments) == 2
+    assert capsys.readouterr().err.startswith("usage: safelight ")
+
+
+def findings(capsys: pytest.CaptureFixture[str], status: int) -> dict[str, str]:
+    """Subject -> the mark, what was found, and the fix where there is one."""
+    assert main(["doctor"]) == status
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"safelight {importlib.metadata.version('safelight')}, Python 3.")
+    found: dict[str, str] = {}
+    for line in lines:
+        if line.startswith(("ok  ", "--  ")):
+            subject, _, detail = line[4:].partition(": ")
+            found[subject] = f"{line[:2]} {detail}"
+        else:
+            found[subject] += f" | {line.strip()}"
+    return found
+
+
+def test_doctor_shows_packages_and_runs_every_backend(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SAFELIGHT_CACHE", str(tmp_path / "new" / "cache"))
+    found = findings(capsys, 0)
+    assert f"numpy {np.__version__}" in found["packages"]
+    for backend in BACKENDS:
+        assert re.fullmatch(rf"ok {backend} [\d.]+ \(.*CPU.*\); runs the bundled model", found[f"backend {backend}"])
+    assert found["extra export"] == found["extra bench"] == "ok installed"
+    assert found["cache"] == f"ok {tmp_path / 'new' / 'cache'}"
+    assert not (tmp_path / "new").exists()
+
+
+def test_doctor_names_the_fix_of_a_missing_engine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # importing it fails
+    for name in [name for name in sys.modules if name.startswith("safelight.runtime.backends.onnx")]:
+        monkeypatch.delitem(sys.modules, name)
+    found = findings(capsys, 1)
+    assert (
+        found["backend onnxruntime"] == "-- not installed | the onnxruntime backend needs: pip install 'safelight[cpu]'"
+    )
+    assert found["device cuda"] == "-- onnxruntime is not installed | pip install 'safelight[gpu]'"
+
+
+def test_doctor_names_the_fixes_of_packages(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, version = importlib.util.find_spec, importlib.metadata.version
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "1.0" if name == "onnxruntime-gpu" else version(name)
+    )
+    found = findings(capsys, 0)
+    assert found["extra export"] == "-- lacks torch | pip install 'safelight[export]'"
+    assert found["extra bench"] == "-- lacks torch | pip install 'safelight[bench]'"
+    assert "both installed and overwrite each other | pip uninstall onnxruntime onnxrun" in found["onnxruntime"]
+
+
+def test_doctor_says_when_the_bundled_model_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("a broken graph")
+
+    monkeypatch.setattr(doctor, "open_unet", broken)
+    found = findings(capsys, 1)
+    assert "fails on the bundled model: a broken graph" in found["backend onnxruntime"]
+
+
+def test_the_installed_command_makes_a_picture_without_torch(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("safelight")
+    program = f"""
+import json, runpy, sys
+sys.argv = ["safelight", "generate", {PROMPT!r}, "--seed", "0", "--num-inference-steps", "2", "--output", "cat.png"]
+try:
+    runpy.run_path({str(script)!r}, run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+print(json.dumps(sorted(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert read_parameters(tmp_path / "cat.png")["seed"] == 0
+    loaded = set(json.loads(result.stdout.splitlines()[-1]))
+    assert "onnxruntime" in loaded
+    heavy = {"torch", "transformers", "diffusers", "onnx", "onnxscript", "scipy", "huggingface_hub"}
+    assert not loaded & {*heavy, "safelight.export", "safelight.reference", "safelight.benchmarks"}
