@@ -47,6 +47,8 @@ class OnnxRuntimeNetwork:
         self._name = graph.parent.name
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only: a warning about an initializer is not the user's business
+        # each network has threads of its own, and those that spin after a run slow the next network down
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         providers = _providers(device)

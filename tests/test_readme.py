@@ -1,0 +1,52 @@
+"""What the README says: its code runs, its numbers are those that were measured, its links lead somewhere."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from safelight.runtime import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_example_makes_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert (tmp_path / "cat.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_commands_are_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    verbs = set(re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE))
+    table = set(re.findall(r"^\| `safelight (\w+)", README, re.MULTILINE))
+    assert table == verbs
+
+
+def test_the_numbers_are_those_of_the_results() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "emoji-cpu.json").read_text())["rows"]
+    measured = {row["contender"]: row for row in rows}
+    base = measured["diffusers"]
+    for row in (base, measured["safelight onnxruntime"]):
+        warm, cold, memory = row["warm_seconds"]["total"]["median"], row["cold_seconds"]["median"], row["peak_memory"]
+        cells = [f"{row['difference']:.4f} / 255", f"{warm:.3f} s", f"{cold:.2f} s", f"{memory / 2**20:.0f} MiB"]
+        if row is not base:
+            ratios = (
+                warm / base["warm_seconds"]["total"]["median"],
+                cold / base["cold_seconds"]["median"],
+                memory / base["peak_memory"],
+            )
+            cells[1:] = [f"{cell}, x {ratio:.2f}" for cell, ratio in zip(cells[1:], ratios, strict=True)]
+        assert " | ".join(cells) + " |" in README
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/model-folder.md"])
+def test_links_lead_to_files(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith("https://")]
+    assert all((ROOT / page).parent.joinpath(target).exists() for target in targets)
+    assert targets or page != "README.md"
