@@ -67,8 +67,14 @@ class Scheduler(ABC):
     num_inference_steps: int | None
     _chosen: frozenset[str]
 
-    def __init_subclass__(cls) -> None:
-        """Makes the scheduler known by its name, and its constructor note which options it is given."""
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        """Makes the scheduler known by its name, and its constructor note which options it is given.
+
+        Args:
+            abstract: it is no scheduler, only what several have in common.
+        """
+        if abstract:
+            return
         Scheduler.registry[cls.__name__] = cls
         cls.__init__ = _noting_chosen(cls.__init__)  # type: ignore[method-assign]
 

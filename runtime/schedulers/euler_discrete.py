@@ -6,32 +6,18 @@ from typing import Any
 import numpy as np
 
 from ..random import randn
-from .base import Array, Generators, Scheduler, SchedulerOutput, check_step, require_generator
-from .sigmas import (
-    beta_sigmas,
-    exponential_sigmas,
-    karras_sigmas,
-    log_linear_sigmas,
-    timestep_of_sigma,
-    training_sigmas,
-)
+from .base import Array, Generators, SchedulerOutput, check_step, require_generator
+from .prediction import denoised_at_sigma
+from .sigma_scheduler import VarianceExplodingScheduler
+from .sigmas import SPACERS, check_spacers, log_linear_sigmas, respaced_sigmas, timestep_of_sigma, training_sigmas
 from .spacing import check_steps, spaced_timesteps
 
-_SPACERS = {
-    "use_karras_sigmas": karras_sigmas,
-    "use_exponential_sigmas": exponential_sigmas,
-    "use_beta_sigmas": beta_sigmas,
-}
 
-
-class EulerDiscreteScheduler(Scheduler):
+class EulerDiscreteScheduler(VarianceExplodingScheduler):
     """Euler steps between noise levels, with churn if asked for. Checked against diffusers step by step.
 
     The sample is that of Karras et al.: clean + sigma * noise, not scaled down; `scale_model_input` scales it for the
     model.
-
-    Attributes:
-        sigmas: the noise levels to visit, from high to low; one more than there are timesteps.
     """
 
     def __init__(
@@ -56,15 +42,12 @@ class EulerDiscreteScheduler(Scheduler):
     ) -> None:
         """See diffusers' `EulerDiscreteScheduler` for the options; they have its names, defaults and meanings."""
         super().__init__(locals())
-        if sum(bool(self.config[option]) for option in _SPACERS) > 1:
-            raise ValueError(f"only one of {', '.join(_SPACERS)} can be true")
+        check_spacers(self.config)
         if rescale_betas_zero_snr:
             self.alphas_cumprod[-1] = 2.0**-24  # not 0, so that the first sigma is finite
         self._training_sigmas = training_sigmas(self.alphas_cumprod)
         self.sigmas = np.append(self._training_sigmas[::-1], np.float32(0))
         self.timesteps = self._timesteps_of(self.sigmas[:-1], self.timesteps.astype(np.float32))
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
 
     def _choices(self) -> dict[str, tuple[str, ...]]:
         return {
@@ -72,18 +55,6 @@ class EulerDiscreteScheduler(Scheduler):
             "timestep_type": ("discrete", "continuous"),
             "final_sigmas_type": ("zero", "sigma_min"),
         }
-
-    @property
-    def init_noise_sigma(self) -> float:
-        """The standard deviation that the starting noise must have."""
-        highest = self.sigmas.max()
-        if self.config["timestep_spacing"] in ("linspace", "trailing"):
-            return float(highest)
-        return float((highest**2 + 1) ** np.float32(0.5))
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Says that the first timestep is this one of the schedule: image to image starts late."""
-        self._begin_index = begin_index
 
     def set_timesteps(
         self,
@@ -109,16 +80,15 @@ class EulerDiscreteScheduler(Scheduler):
         self.sigmas = levels
         self.timesteps = self._timesteps_of(levels[:-1], visited.astype(np.float32))
         self.num_inference_steps = len(self.timesteps)
-        self._step_index = self._begin_index = None
+        self._restart()
 
     def _spaced_levels(
         self, num_inference_steps: int | None, timesteps: Sequence[float] | None, log_sigmas: Array
     ) -> tuple[Array, Array]:
         """Sigmas, with the last one, and the timesteps that they belong to."""
-        spacer = next((spacer for option, spacer in _SPACERS.items() if self.config[option]), None)
         continuous = self.config["timestep_type"] == "continuous" and self.config["prediction_type"] == "v_prediction"
         if timesteps is not None:
-            if spacer is not None or continuous:
+            if continuous or any(self.config[option] for option in SPACERS):
                 raise ValueError("this scheduler's configuration spaces the noise levels: it takes no timesteps")
             visited = np.asarray(timesteps, dtype=np.float32)
         else:
@@ -126,12 +96,9 @@ class EulerDiscreteScheduler(Scheduler):
             spacing, offset = self.config["timestep_spacing"], self.config["steps_offset"]
             visited = spaced_timesteps(spacing, len(self), steps, offset).astype(np.float32)
         levels = self._interpolated(visited)
-        if spacer is not None:
-            own_min, own_max = self.config["sigma_min"], self.config["sigma_max"]
-            lowest = float(levels[-1]) if own_min is None else own_min
-            highest = float(levels[0]) if own_max is None else own_max
-            levels = spacer(lowest, highest, len(visited))
-            visited = timestep_of_sigma(levels, log_sigmas).astype(np.float32)
+        respaced = respaced_sigmas(self.config, float(levels[-1]), float(levels[0]), len(visited))
+        if respaced is not None:
+            levels, visited = respaced, timestep_of_sigma(respaced, log_sigmas).astype(np.float32)
         last = self._training_sigmas[0] if self.config["final_sigmas_type"] == "sigma_min" else 0.0
         return np.append(levels, last).astype(np.float32), visited
 
@@ -147,31 +114,6 @@ class EulerDiscreteScheduler(Scheduler):
         if self.config["timestep_type"] == "continuous" and self.config["prediction_type"] == "v_prediction":
             return np.asarray(np.float32(0.25) * np.log(sigmas), dtype=np.float32)
         return timesteps
-
-    def index_for_timestep(self, timestep: float) -> int:
-        """Where a timestep is in the schedule; the second place if there are two.
-
-        Raises:
-            ValueError: it is not there.
-        """
-        places = np.flatnonzero(self.timesteps == np.float32(timestep))
-        if not places.size:
-            raise ValueError(f"timestep {timestep} is not in the schedule")
-        return int(places[min(1, len(places) - 1)])
-
-    def _index(self, timestep: float) -> int:
-        """Where the loop is."""
-        if self._step_index is None:
-            begin = self._begin_index
-            self._step_index = self.index_for_timestep(timestep) if begin is None else begin
-        return self._step_index
-
-    def scale_model_input(self, sample: Array, timestep: float | None = None) -> Array:
-        """The sample at variance 1, as the model was trained: divided by sqrt(sigma**2 + 1)."""
-        if timestep is None:
-            raise ValueError("EulerDiscreteScheduler needs the timestep to scale its input")
-        sigma = self.sigmas[self._index(timestep)]
-        return np.asarray(sample / (sigma**2 + 1) ** np.float32(0.5), dtype=sample.dtype)
 
     def step(
         self,
@@ -199,9 +141,7 @@ class EulerDiscreteScheduler(Scheduler):
             return_dict: a `SchedulerOutput` when true, else the tuple of its fields.
         """
         check_step(self, model_output, sample)
-        index = self._index(timestep)
-        if index >= len(self.timesteps):
-            raise ValueError("the schedule is at its end: call set_timesteps before another picture")
+        index = self._place(timestep)
         sigma = self.sigmas[index]
         churn = min(s_churn / (len(self.sigmas) - 1), 2**0.5 - 1) if s_tmin <= sigma <= s_tmax else 0.0
         sigma_hat = sigma * np.float32(churn + 1)
@@ -213,30 +153,9 @@ class EulerDiscreteScheduler(Scheduler):
             sample = sample + noise * (sigma_hat**2 - sigma**2) ** np.float32(0.5)
 
         kind = self.config["prediction_type"]
-        if kind == "epsilon":
-            clean = sample - sigma_hat * model_output
-        elif kind == "v_prediction":
-            root = (sigma**2 + 1) ** np.float32(0.5)
-            clean = model_output * (-sigma / root) + sample / (sigma**2 + 1)
-        else:
-            clean = model_output
+        level = sigma_hat if kind == "epsilon" else sigma  # as diffusers has it: a velocity at the level before churn
+        clean = denoised_at_sigma(kind, model_output, sample, level)
         derivative = (sample - clean) / sigma_hat
         previous_sample = np.asarray(sample + derivative * (self.sigmas[index + 1] - sigma_hat), dtype=dtype)
         self._step_index = index + 1
         return SchedulerOutput(previous_sample, clean) if return_dict else (previous_sample, clean)
-
-    def add_noise(self, original_samples: Array, noise: Array, timesteps: Array | Sequence[float]) -> Array:
-        """Clean samples with the noise of timesteps of the schedule: clean + sigma * noise.
-
-        Args:
-            original_samples: (batch, ...), clean.
-            noise: the same shape, of variance 1.
-            timesteps: (batch,) or (1,), of this schedule.
-        """
-        flat = np.asarray(timesteps).reshape(-1).tolist()
-        if self._begin_index is None:
-            places = [self.index_for_timestep(timestep) for timestep in flat]
-        else:
-            places = [self._begin_index if self._step_index is None else self._step_index] * len(flat)
-        sigma = self.sigmas[places].astype(original_samples.dtype).reshape(-1, *[1] * (original_samples.ndim - 1))
-        return np.asarray(original_samples + noise * sigma)

@@ -32,6 +32,16 @@ def noise(prediction_type: str, model_output: Array, sample: Array, alpha: np.fl
     return np.asarray((sample - alpha * model_output) / sigma)
 
 
+def denoised_at_sigma(prediction_type: str, model_output: Array, sample: Array, sigma: np.float32) -> Array:
+    """The clean sample that a model's output stands for, beside a sample that is clean + sigma * noise."""
+    if prediction_type == "epsilon":
+        return np.asarray(sample - sigma * model_output)
+    if prediction_type == "v_prediction":
+        variance = sigma**2 + 1
+        return np.asarray(model_output * (-sigma / variance ** np.float32(0.5)) + sample / variance)
+    return model_output
+
+
 def dynamic_threshold(sample: Array, ratio: float, most: float) -> Array:
     """The sample clipped at a quantile of its own magnitudes and scaled to [-1, 1] (Imagen, arXiv:2205.11487).
 

@@ -1,6 +1,9 @@
 """Noise levels as sigma: the noise's deviation beside a sample of variance 1 (Karras et al., arXiv:2206.00364)."""
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +41,42 @@ def beta_sigmas(sigma_min: float, sigma_max: float, steps: int) -> NDArray[np.fl
         raise ModuleNotFoundError("use_beta_sigmas needs scipy: pip install 'safelight[scipy]'") from error
     quantiles = beta.ppf(1 - np.linspace(0, 1, steps), _BETA, _BETA)
     return np.asarray(sigma_min + quantiles * (sigma_max - sigma_min))
+
+
+#: option of a scheduler -> what spaces its noise levels when the option is true
+SPACERS: Mapping[str, Callable[[float, float, int], NDArray[np.float64]]] = MappingProxyType(
+    {
+        "use_karras_sigmas": karras_sigmas,
+        "use_exponential_sigmas": exponential_sigmas,
+        "use_beta_sigmas": beta_sigmas,
+    }
+)
+
+
+def check_spacers(config: Mapping[str, Any]) -> None:
+    """Refuses a configuration that spaces its noise levels in two ways.
+
+    Raises:
+        ValueError: more than one of `SPACERS` is true.
+    """
+    if sum(bool(config.get(option)) for option in SPACERS) > 1:
+        raise ValueError(f"only one of {', '.join(SPACERS)} can be true")
+
+
+def respaced_sigmas(config: Mapping[str, Any], lowest: float, highest: float, steps: int) -> NDArray[np.float64] | None:
+    """The noise levels as a configuration's `use_..._sigmas` spaces them, from high to low; None if it does not.
+
+    Args:
+        config: of a scheduler; its `sigma_min` and `sigma_max`, where it has them, take the place of the next two.
+        lowest: of the levels that they replace.
+        highest: likewise.
+        steps: how many.
+    """
+    spacer = next((spacer for option, spacer in SPACERS.items() if config.get(option)), None)
+    if spacer is None:
+        return None
+    own_lowest, own_highest = config.get("sigma_min"), config.get("sigma_max")
+    return spacer(lowest if own_lowest is None else own_lowest, highest if own_highest is None else own_highest, steps)
 
 
 def log_linear_sigmas(sigma_min: float, sigma_max: float, steps: int) -> NDArray[np.float32]:
