@@ -33,8 +33,8 @@ def report(case: Case, rows: Sequence[Row], runs: int, cold_runs: int) -> dict[s
     """Everything that was measured, and on what."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": _machine(),
-        "versions": {package: _version(package) for package in PACKAGES},
+        "machine": machine(),
+        "versions": versions(),
         "case": asdict(case) | {"model": Path(case.model).name, "checkpoint": case.checkpoint is not None},
         "runs": {"warm": runs, "cold": cold_runs},
         "rows": [asdict(row) for row in rows],
@@ -72,7 +72,8 @@ def _stages(row: Row) -> str:
     return ", ".join(f"{stage} {_seconds(spread)}" for stage, spread in row.warm_seconds.items() if stage != "total")
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What the measurements were made on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
@@ -82,6 +83,11 @@ def _machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that took part; None for those that are not installed."""
+    return {package: _version(package) for package in PACKAGES}
 
 
 def _version(package: str) -> str | None:

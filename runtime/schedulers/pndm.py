@@ -9,6 +9,7 @@ from . import prediction
 from .base import Array, Scheduler, SchedulerOutput, check_step
 from .ddim import integer_timesteps, training_timestep
 from .spacing import check_steps
+from .weighted_sum import weighted_sum
 
 _RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)  # the weights of its four evaluations
 #: Adams-Bashforth: the weights of the newest model output and those before it, by how many there are
@@ -52,7 +53,7 @@ class PNDMScheduler(Scheduler):
         self._call = 0
         self._outputs: list[Array] = []  # the newest last, four at the most
         self._start: Array | None = None  # the sample that a Runge-Kutta step, or the doubled first step, started from
-        self._mean: Any = 0.0  # of the four evaluations of a Runge-Kutta step
+        self._evaluations: list[Array] = []  # of a Runge-Kutta step
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: object = None) -> None:
         """Chooses the timesteps to visit.
@@ -100,9 +101,9 @@ class PNDMScheduler(Scheduler):
         half = 0 if self._call % 2 else len(self) // self.num_inference_steps // 2
         if stage == 0:
             self._outputs.append(model_output)
-            self._start, self._mean = sample, 0.0
-        self._mean = self._mean + np.float32(_RUNGE_KUTTA[stage]) * model_output
-        direction = self._mean if stage == 3 else model_output
+            self._start, self._evaluations = sample, []
+        self._evaluations.append(model_output)
+        direction = weighted_sum(_RUNGE_KUTTA, self._evaluations) if stage == 3 else model_output
         assert self._start is not None
         first = int(self._runge_kutta_timesteps[self._call // 4 * 4])
         return self._transfer(self._start, first, time - half, direction)
@@ -119,9 +120,7 @@ class PNDMScheduler(Scheduler):
         else:
             self._outputs = [*self._outputs[-3:], model_output]
             weights = _MULTISTEP.get(len(self._outputs), (1.0,))
-            newest_first = self._outputs[::-1]
-            terms = [np.float32(weight) * output for weight, output in zip(weights, newest_first, strict=True)]
-            direction = np.sum(terms, axis=0)
+            direction = weighted_sum(weights, self._outputs[::-1])
             self._start = sample
         return self._transfer(sample, time, previous, direction)
 
@@ -138,5 +137,5 @@ class PNDMScheduler(Scheduler):
         denominator = (
             alpha_bar * (1 - alpha_bar_previous) ** root + (alpha_bar * (1 - alpha_bar) * alpha_bar_previous) ** root
         )
-        moved = scale * sample - (alpha_bar_previous - alpha_bar) * noise / denominator
+        moved = weighted_sum((scale, -(alpha_bar_previous - alpha_bar) / denominator), (sample, noise))
         return np.asarray(moved, dtype=sample.dtype)
