@@ -34,15 +34,20 @@ SAME = 1e-3  # relative difference of the last sample, for a time to count: twen
 
 
 class FixedNoise(Generator):
-    """A generator that draws nothing: the same noise again and again."""
+    """A generator that draws nothing: the same noise again and again, in copies made beforehand."""
 
     def __init__(self, noise: Array) -> None:
         super().__init__(0)
         self.noise = noise
+        self.copies: list[Array] = []
+
+    def prepare(self) -> None:
+        """Copies the noise for a walk."""
+        self.copies = [self.noise.copy() for _ in range(2 * STEPS)]
 
     def randn(self, shape: Sequence[int], dtype: Any = np.float32) -> Array:
-        """The noise, of the shape that it has."""
-        return self.noise.reshape(shape).astype(dtype, copy=False)
+        """The next copy."""
+        return self.copies.pop().reshape(shape).astype(dtype, copy=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +99,15 @@ def _walker(scheduler: Any, sample: Any, output: Any, options: dict[str, Any]) -
     options = options if "generator" in type(scheduler).step.__annotations__ else {}
 
     def walk() -> tuple[float, Any]:
+        if "generator" in options:
+            options["generator"].prepare()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scheduler.set_timesteps(STEPS)
-        latents, times = sample * float(scheduler.init_noise_sigma), []
+        latents, times = sample * float(getattr(scheduler, "init_noise_sigma", 1.0)), []
         for timestep in scheduler.timesteps:
-            scheduler.scale_model_input(latents, timestep)
+            if hasattr(scheduler, "scale_model_input"):  # flow matching has none in diffusers
+                scheduler.scale_model_input(latents, timestep)
             started = perf_counter()
             latents = scheduler.step(output, timestep, latents, return_dict=False, **options)[0]
             times.append(perf_counter() - started)
@@ -136,6 +144,11 @@ def table(timings: Sequence[Timing]) -> str:
     return "\n".join(lines)
 
 
+def _is_usable(name: str) -> bool:
+    """Whether diffusers has the scheduler, and the packages that it needs are there (DPMSolverSDE: torchsde)."""
+    return hasattr(diffusers, name) and not hasattr(getattr(diffusers, name), "_backends")  # which its stand-ins have
+
+
 def _cell(timing: Timing) -> str:
     if not timing.difference <= SAME:
         return f"DIFFERS by {timing.difference:.1e}"
@@ -149,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=15, help=f"walks of {STEPS} steps each (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     arguments = parser.parse_args(argv)
-    names = arguments.scheduler or [name for name in sorted(Scheduler.registry) if hasattr(diffusers, name)]
+    names = arguments.scheduler or [name for name in sorted(Scheduler.registry) if _is_usable(name)]
     timings = [measure(name, shape, arguments.runs) for name in names for shape in SHAPES]
     print(table(timings))
     if arguments.json is not None:

@@ -7,6 +7,7 @@ in modules of their own.
 import functools
 import inspect
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from . import betas as schedules
 from .prediction import PREDICTION_TYPES
 from .spacing import SPACINGS
 
+logger = logging.getLogger(__name__)
+
 Array = NDArray[Any]
 Generators = Generator | Sequence[Generator]
 
@@ -31,6 +34,25 @@ DIFFUSERS_VERSION = "0.42.1"
 #: where a configuration lists the options that nobody chose, as diffusers' do; another scheduler made from it takes its
 #: own defaults there: Stable Diffusion's PNDM leaves its spacing at "leading", Euler made from it is spaced "linspace"
 DEFAULTED = "_use_default_values"
+
+#: schedulers of one kind of model, which take each other's place: diffusers' `KarrasDiffusionSchedulers`
+INTERCHANGEABLE = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,8 @@ class Scheduler(ABC):
     registry: ClassVar[dict[str, "type[Scheduler]"]] = {}
     beta_schedules: ClassVar[tuple[str, ...]] = schedules.BETA_SCHEDULES
     prediction_types: ClassVar[tuple[str, ...]] = PREDICTION_TYPES
+    #: the names of the others that can be made from this one's configuration
+    interchangeable: ClassVar[tuple[str, ...]] = INTERCHANGEABLE
 
     config: FrozenConfig
     timesteps: Array
@@ -93,6 +117,12 @@ class Scheduler(ABC):
             config["trained_betas"] = np.asarray(config["trained_betas"], dtype=np.float64).tolist()
         self._set_config(config)
         self._check_choices()
+        self.num_inference_steps = None
+        if "beta_schedule" in config:
+            self._make_betas(config)
+
+    def _make_betas(self, config: Mapping[str, Any]) -> None:
+        """Makes the noise schedule of the training from betas; a scheduler without them makes its own."""
         if config["trained_betas"] is not None:
             betas = schedules.trained_betas(config["trained_betas"])
         else:
@@ -102,7 +132,6 @@ class Scheduler(ABC):
             betas = schedules.betas(config["beta_schedule"], *ends, config["num_train_timesteps"])
         self.betas = schedules.zero_terminal_snr(betas) if config.get("rescale_betas_zero_snr") else betas
         self.alphas_cumprod = schedules.alphas_cumprod(self.betas)
-        self.num_inference_steps = None
         self.timesteps = np.arange(len(self.betas))[::-1].copy()
 
     def _set_config(self, entries: Mapping[str, Any]) -> None:
@@ -139,13 +168,19 @@ class Scheduler(ABC):
             config: a mapping, such as another scheduler's `config`, or the folder or hub id that holds one.
             **overrides: entries to change.
 
-        Keys that this scheduler does not know are kept in its `config`, so that swapping there and back loses nothing.
+        Keys that this scheduler does not know are kept in its `config`, so that swapping there and back loses nothing;
+        those that no scheduler knows with a warning.
         Where the other scheduler took its default, this one takes its own.
         """
         entries = {**_chosen(load_config(config) if isinstance(config, str | Path) else config), **overrides}
         known = set(inspect.signature(cls).parameters)
         scheduler = cls(**{name: value for name, value in entries.items() if name in known})
         foreign = {name: value for name, value in entries.items() if name not in known}
+        anybodys = {
+            name for scheduler in Scheduler.registry.values() for name in inspect.signature(scheduler).parameters
+        }
+        if unknown := sorted(name for name in foreign.keys() - anybodys if not name.startswith("_")):
+            logger.warning("%s has no option %s: kept, without effect", cls.__name__, ", ".join(unknown))
         scheduler._set_config({**scheduler.config, **foreign})
         return scheduler
 
@@ -162,7 +197,8 @@ class Scheduler(ABC):
     @property
     def compatibles(self) -> list["type[Scheduler]"]:
         """The schedulers that can be made from this one's configuration."""
-        return list(Scheduler.registry.values())
+        names = {type(self).__name__, *self.interchangeable}
+        return [scheduler for name, scheduler in Scheduler.registry.items() if name in names]
 
     @property
     def init_noise_sigma(self) -> float:

@@ -22,20 +22,24 @@ def betas(schedule: str, beta_start: float, beta_end: float, steps: int) -> Beta
 
     Args:
         schedule: "linear" (DDPM, arXiv:2006.11239), "scaled_linear" (latent diffusion, arXiv:2112.10752),
-            "squaredcos_cap_v2" (improved DDPM, arXiv:2102.09672, equation 17), "sigmoid" (GeoDiff, arXiv:2203.02923)
-            or "laplace" (arXiv:2407.03297).
+            "squaredcos_cap_v2" (improved DDPM, arXiv:2102.09672, equation 17), "sigmoid" (GeoDiff, arXiv:2203.02923),
+            "laplace" (arXiv:2407.03297) or "exp" (alpha bar falls as exp(-12 t)).
         beta_start: the first, where the schedule has one.
         beta_end: the last, likewise.
         steps: how many.
     """
     if schedule == "linear":
-        return _linspace(beta_start, beta_end, steps)
+        return linspace(beta_start, beta_end, steps)
     if schedule == "scaled_linear":
-        return _linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
+        return linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
     if schedule == "sigmoid":
-        sigmoid = 1 / (1 + np.exp(-_linspace(-6, 6, steps)))
+        sigmoid = 1 / (1 + np.exp(-linspace(-6, 6, steps)))
         return np.asarray(sigmoid * np.float32(beta_end - beta_start) + np.float32(beta_start), dtype=np.float32)
-    alpha_bar = {"squaredcos_cap_v2": _cosine_alpha_bar, "laplace": _laplace_alpha_bar}[schedule]
+    alpha_bar = {
+        "squaredcos_cap_v2": _cosine_alpha_bar,
+        "laplace": _laplace_alpha_bar,
+        "exp": _exponential_alpha_bar,
+    }[schedule]
     return _from_alpha_bar(alpha_bar, steps)
 
 
@@ -66,8 +70,8 @@ def alphas_cumprod(betas: Betas) -> NDArray[np.float32]:
     return np.cumprod((np.float32(1) - betas).astype(np.float64)).astype(np.float32)
 
 
-def _linspace(start: float, end: float, steps: int) -> Betas:
-    """As torch does it: from both ends towards the middle, with fused multiply-adds of float32."""
+def linspace(start: float, end: float, steps: int) -> Betas:
+    """Evenly spaced numbers, (steps,), as torch makes them: from both ends, by fused multiply-adds of float32."""
     first, last = np.float32(start), np.float32(end)
     if steps == 1:
         return np.array([first])
@@ -91,3 +95,7 @@ def _laplace_alpha_bar(time: float) -> float:
     log_snr = -0.5 * math.copysign(1, 0.5 - time) * math.log(1 - 2 * abs(0.5 - time) + 1e-6)
     snr = math.exp(log_snr)
     return math.sqrt(snr / (1 + snr))
+
+
+def _exponential_alpha_bar(time: float) -> float:
+    return math.exp(-12 * time)

@@ -7,9 +7,17 @@ import numpy as np
 
 from ..random import randn
 from .base import Array, Generators, SchedulerOutput, check_step, require_generator
-from .prediction import denoised_at_sigma
+from .discrete_levels import respaced_levels
+from .prediction import denoised_at_sigma, derivative_at_sigma
 from .sigma_scheduler import VarianceExplodingScheduler
-from .sigmas import SPACERS, check_spacers, log_linear_sigmas, respaced_sigmas, timestep_of_sigma, training_sigmas
+from .sigmas import (
+    SPACERS,
+    check_spacers,
+    interpolated_sigmas,
+    log_linear_sigmas,
+    timestep_of_sigma,
+    training_sigmas,
+)
 from .spacing import check_steps, spaced_timesteps
 
 
@@ -71,20 +79,17 @@ class EulerDiscreteScheduler(VarianceExplodingScheduler):
         del device
         if sum(given is not None for given in (num_inference_steps, timesteps, sigmas)) != 1:
             raise ValueError("give exactly one of num_inference_steps, timesteps and sigmas")
-        log_sigmas = np.log(self._training_sigmas)
         if sigmas is not None:
             levels = np.asarray(sigmas, dtype=np.float32)
-            visited = timestep_of_sigma(levels[:-1], log_sigmas)
+            visited = timestep_of_sigma(levels[:-1], np.log(self._training_sigmas))
         else:
-            levels, visited = self._spaced_levels(num_inference_steps, timesteps, log_sigmas)
+            levels, visited = self._spaced_levels(num_inference_steps, timesteps)
         self.sigmas = levels
         self.timesteps = self._timesteps_of(levels[:-1], visited.astype(np.float32))
         self.num_inference_steps = len(self.timesteps)
         self._restart()
 
-    def _spaced_levels(
-        self, num_inference_steps: int | None, timesteps: Sequence[float] | None, log_sigmas: Array
-    ) -> tuple[Array, Array]:
+    def _spaced_levels(self, num_inference_steps: int | None, timesteps: Sequence[float] | None) -> tuple[Array, Array]:
         """Sigmas, with the last one, and the timesteps that they belong to."""
         continuous = self.config["timestep_type"] == "continuous" and self.config["prediction_type"] == "v_prediction"
         if timesteps is not None:
@@ -95,10 +100,7 @@ class EulerDiscreteScheduler(VarianceExplodingScheduler):
             steps = check_steps(num_inference_steps, len(self))
             spacing, offset = self.config["timestep_spacing"], self.config["steps_offset"]
             visited = spaced_timesteps(spacing, len(self), steps, offset).astype(np.float32)
-        levels = self._interpolated(visited)
-        respaced = respaced_sigmas(self.config, float(levels[-1]), float(levels[0]), len(visited))
-        if respaced is not None:
-            levels, visited = respaced, timestep_of_sigma(respaced, log_sigmas).astype(np.float32)
+        levels, visited = respaced_levels(self.config, self._interpolated(visited), visited, self._training_sigmas)
         last = self._training_sigmas[0] if self.config["final_sigmas_type"] == "sigma_min" else 0.0
         return np.append(levels, last).astype(np.float32), visited
 
@@ -106,7 +108,7 @@ class EulerDiscreteScheduler(VarianceExplodingScheduler):
         """The sigmas of timesteps between those of the training."""
         training = self._training_sigmas
         if self.config["interpolation_type"] == "linear":
-            return np.interp(timesteps, np.arange(len(training)), training)
+            return interpolated_sigmas(timesteps, training)
         return log_linear_sigmas(training[-1], training[0], len(timesteps) + 1)
 
     def _timesteps_of(self, sigmas: Array, timesteps: Array) -> Array:
@@ -155,7 +157,8 @@ class EulerDiscreteScheduler(VarianceExplodingScheduler):
         kind = self.config["prediction_type"]
         level = sigma_hat if kind == "epsilon" else sigma  # as diffusers has it: a velocity at the level before churn
         clean = denoised_at_sigma(kind, model_output, sample, level)
-        derivative = (sample - clean) / sigma_hat
-        previous_sample = np.asarray(sample + derivative * (self.sigmas[index + 1] - sigma_hat), dtype=dtype)
+        moved = derivative_at_sigma(kind, model_output, sample, clean, sigma_hat) * (self.sigmas[index + 1] - sigma_hat)
+        moved += sample
+        previous_sample = np.asarray(moved, dtype=dtype)
         self._step_index = index + 1
         return SchedulerOutput(previous_sample, clean) if return_dict else (previous_sample, clean)

@@ -42,6 +42,21 @@ def denoised_at_sigma(prediction_type: str, model_output: Array, sample: Array, 
     return model_output
 
 
+def derivative_at_sigma(
+    prediction_type: str, model_output: Array, sample: Array, clean: Array, sigma: np.float32
+) -> Array:
+    """The sample's derivative by sigma, (sample - clean) / sigma, which is the noise (Karras et al., equation 3).
+
+    Args:
+        prediction_type: "epsilon" predicts it, which saves two passes over the sample.
+        model_output: of the sample's shape.
+        sample: clean + sigma * noise.
+        clean: as `denoised_at_sigma` gives it.
+        sigma: of the sample.
+    """
+    return model_output if prediction_type == "epsilon" else np.asarray((sample - clean) / sigma)
+
+
 def dynamic_threshold(sample: Array, ratio: float, most: float) -> Array:
     """The sample clipped at a quantile of its own magnitudes and scaled to [-1, 1] (Imagen, arXiv:2205.11487).
 

@@ -38,7 +38,7 @@ class SigmaScheduler(Scheduler, abstract=True):
         self._begin_index = begin_index
 
     def index_for_timestep(self, timestep: float, schedule_timesteps: Array | None = None) -> int:
-        """Where a timestep is in the schedule; the second place if there are several.
+        """Where a timestep is in the schedule; the second place if there are several, or the first of the schedule.
 
         Args:
             timestep: one of the schedule's.
@@ -51,7 +51,7 @@ class SigmaScheduler(Scheduler, abstract=True):
         places = np.flatnonzero(timesteps == timesteps.dtype.type(timestep))
         if not places.size:
             raise ValueError(f"timestep {timestep} is not in the schedule")
-        return int(places[min(1, len(places) - 1)])
+        return int(places[min(1, len(places) - 1)]) if places[0] else 0  # diffusers' second is one too late there
 
     def _restart(self) -> None:
         """The next step is the first: called when the timesteps were set."""

@@ -19,9 +19,13 @@ def training_sigmas(alphas_cumprod: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def karras_sigmas(sigma_min: float, sigma_max: float, steps: int) -> NDArray[np.float64]:
     """Equation 5 of Karras et al., from high to low, (steps,)."""
-    ramp = np.linspace(0, 1, steps)
-    low, high = sigma_min ** (1 / _RHO), sigma_max ** (1 / _RHO)
-    return np.asarray((high + ramp * (low - high)) ** _RHO)
+    return karras_levels(np.linspace(0, 1, steps), sigma_min, sigma_max)
+
+
+def karras_levels(ramp: NDArray[Any], sigma_min: float, sigma_max: float, rho: float = _RHO) -> NDArray[Any]:
+    """Equation 5 of Karras et al. at positions from 0 (`sigma_max`) to 1, in their shape and dtype."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return np.asarray((high + ramp * (low - high)) ** rho)
 
 
 def exponential_sigmas(sigma_min: float, sigma_max: float, steps: int) -> NDArray[np.float64]:
@@ -77,6 +81,16 @@ def respaced_sigmas(config: Mapping[str, Any], lowest: float, highest: float, st
         return None
     own_lowest, own_highest = config.get("sigma_min"), config.get("sigma_max")
     return spacer(lowest if own_lowest is None else own_lowest, highest if own_highest is None else own_highest, steps)
+
+
+def interpolated_sigmas(timesteps: NDArray[np.floating], training: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The noise levels of timesteps between those of the training, and of its ends beyond them; (steps,).
+
+    Args:
+        timesteps: (steps,), need not be whole.
+        training: the levels of the training timesteps, from clean to noisy.
+    """
+    return np.asarray(np.interp(timesteps, np.arange(len(training)), training))
 
 
 def log_linear_sigmas(sigma_min: float, sigma_max: float, steps: int) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .sigmas import exponential_sigmas, respaced_sigmas, timestep_of_sigma
+from .sigmas import respaced_sigmas, timestep_of_sigma
 
 Sigmas = NDArray[np.float64]
 Timesteps = NDArray[np.int64]
@@ -49,7 +49,8 @@ def solver_levels(
     lowest, highest = float(training_sigmas[0]), float(training_sigmas[-1])
     levels = respaced_sigmas(config, lowest, highest, steps)
     if levels is None and config.get("use_lu_lambdas"):
-        levels = exponential_sigmas(lowest, highest, steps)
+        logs = np.log(training_sigmas).astype(np.float64)  # of float32 numbers, as diffusers takes them
+        levels = np.exp(np.linspace(logs[-1], logs[0], steps))
     if levels is not None:
         visited = timestep_of_sigma(levels, np.log(training_sigmas))
         even = config.get("use_karras_sigmas") or config.get("use_lu_lambdas")

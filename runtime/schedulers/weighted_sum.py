@@ -8,7 +8,7 @@ import numpy as np
 from .base import Array
 
 
-def weighted_sum(weights: Sequence[Any], arrays: Sequence[Array]) -> Array:
+def weighted_sum(weights: Sequence[Any] | Array, arrays: Sequence[Array]) -> Array:
     """The sum of arrays times their weights, in the arrays' dtype and from left to right.
 
     One new array is made for the sum and one for the products: large ones cost as much to get as to fill.
@@ -18,8 +18,8 @@ def weighted_sum(weights: Sequence[Any], arrays: Sequence[Array]) -> Array:
         arrays: at least one, all of one shape.
     """
     dtype = np.result_type(*arrays)
-    total = np.multiply(arrays[0], dtype.type(weights[0]), dtype=dtype)
-    product = None
+    total: Array = np.multiply(arrays[0], dtype.type(weights[0]), dtype=dtype)
+    product: Array | None = None
     for weight, array in zip(weights[1:], arrays[1:], strict=True):
         product = np.multiply(array, dtype.type(weight), out=product, dtype=dtype)
         total += product

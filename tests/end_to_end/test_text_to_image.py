@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import diffusers
 import numpy as np
 import pytest
@@ -11,12 +12,32 @@ import torch
 import safelight.runtime
 from safelight.runtime import StableDiffusionPipeline, bundled_model
 
-# diffusers' own, in EulerDiscreteScheduler.set_timesteps with NumPy 2
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# diffusers' own, in set_timesteps of Euler and KDPM2 with NumPy 2
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+]
 
 PROMPT = "cat face on a blue background"
 NEGATIVE = "red apple"
 SCHEDULERS = ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DDPMScheduler"]
+
+#: the others that a model of noise predictions can be sampled with; DPMSolverSDEScheduler draws other noise
+OTHER_SCHEDULERS = [
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+]
 
 LATENTS_TOLERANCE = 1e-4  # relative to the largest
 IMAGE_TOLERANCE = 0.1 / 255
@@ -90,6 +111,14 @@ def test_linear_projections_equal_diffusers(linear: tuple[Any, Any], scheduler: 
     swap_scheduler(linear[0], safelight.runtime, scheduler)
     swap_scheduler(linear[1], diffusers, scheduler)
     assert_same(linear, negative_prompt=NEGATIVE)
+
+
+@pytest.mark.parametrize("scheduler", OTHER_SCHEDULERS)
+def test_swapped_schedulers_equal_diffusers(linear: tuple[Any, Any], scheduler: str) -> None:
+    for pipeline, module in zip(linear, (safelight.runtime, diffusers), strict=True):
+        pipeline.scheduler = getattr(module, scheduler).from_config(checkpoints.SCHEDULER)
+    latents = both(linear, output_type="latent", num_inference_steps=10)
+    assert relative(*latents) < LATENTS_TOLERANCE
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

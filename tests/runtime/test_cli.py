@@ -371,7 +371,7 @@ def test_the_progress_bar_is_shown_unless_turned_off(capsys: pytest.CaptureFixtu
     [
         ([], 'give a prompt, such as: safelight generate "cat face on a blue background"'),
         (["cat", "--prompt-embeds", "x.npy"], "give a prompt or --prompt-embeds, not both"),
-        (["cat", "--scheduler", "Nothing"], "unknown scheduler 'Nothing'; known: DDIMScheduler, "),
+        (["cat", "--scheduler", "Nothing"], "unknown scheduler 'Nothing'; known: CMStochasticIterativeScheduler, "),
         (["cat", "--model", "none"], "none does not exist, and is no hub id either (owner/name)"),
         (["cat", "--model", "."], ". is no model folder: it has no model_index.json"),
         (["cat", "--height", "30"], "height must be a multiple of 4, got 30; nearest are 28 and 32"),

@@ -219,6 +219,14 @@ def test_a_choice_that_equals_the_default_is_a_choice(make: Callable[..., Any]) 
     assert ours.config.timestep_spacing == theirs.config.timestep_spacing == "leading"
 
 
+def test_keys_of_no_scheduler_are_warned_about_and_those_of_another_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    euler = ours_of("EulerDiscreteScheduler")
+    euler.from_config({**STABLE_DIFFUSION, "clip_sample": False})
+    assert not caplog.messages
+    euler.from_config({**STABLE_DIFFUSION, "a_key_of_nobody": 1})
+    assert caplog.messages == ["EulerDiscreteScheduler has no option a_key_of_nobody: kept, without effect"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_foreign_keys_survive_the_way_there_and_back(name: str) -> None:
     for other in NAMES:
@@ -290,10 +298,10 @@ def test_a_scheduler_is_found_by_its_name() -> None:
 
 
 def test_an_unknown_scheduler_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
-    known = rf"unknown scheduler 'LMSDiscreteScheduler'; known: .*{', .*'.join(sorted(NAMES))}"
+    known = rf"unknown scheduler 'RePaintScheduler'; known: .*{', .*'.join(sorted(NAMES))}"
     with pytest.raises(ValueError, match=known):
-        scheduler_class("LMSDiscreteScheduler")
-    diffusers.LMSDiscreteScheduler().save_pretrained(tmp_path)
+        scheduler_class("RePaintScheduler")
+    diffusers.RePaintScheduler().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=known):
         load_scheduler(tmp_path)
 

@@ -1,0 +1,106 @@
+"""Steps of second order: the model is called at a noise level, and again at a middle one where the first call leads.
+
+Heun's method and DPM-Solver-2 differ in the middle level, and in what they make of the two derivatives. The step to
+level 0 is Euler's, of one call.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+
+from .base import Array, SchedulerOutput, check_step
+from .prediction import denoised_at_sigma
+from .sigma_scheduler import VarianceExplodingScheduler
+
+
+class SecondOrderScheduler(VarianceExplodingScheduler, abstract=True):
+    """A scheduler that calls the model twice in each of its steps but the last; a timestep of it is a call.
+
+    Attributes:
+        first_call: the sample and the derivative that a half-done step started from; None between steps.
+    """
+
+    order = 2
+
+    first_call: tuple[Array, Array] | None = None
+    _starts: Array  # sigma at the start of each step, (steps,)
+    _middles: Array  # of the second call, (steps,); 0 in the last step, which has none
+    _ends: Array  # to step to, (steps,)
+
+    @property
+    def state_in_first_order(self) -> bool:
+        """Whether the next call of the model is the first of a step."""
+        return self.first_call is None
+
+    def _visit(self, levels: Array, timesteps: Array, middles: Array, middle_timesteps: Array) -> None:
+        """Sets the schedule.
+
+        Args:
+            levels: (steps + 1,), with the last one 0.
+            timesteps: of the levels, (steps,).
+            middles: levels of the second calls, (steps,), with the last one 0.
+            middle_timesteps: theirs, (steps - 1,).
+        """
+        self._starts, self._middles, self._ends = levels[:-1], middles, levels[1:]
+        self.sigmas = np.repeat(levels, 2)[1:-1]  # a second call is listed with the level that its step leads to
+        self.timesteps = np.empty(2 * len(timesteps) - 1, np.float32)
+        self.timesteps[::2], self.timesteps[1::2] = timesteps, middle_timesteps
+
+    def _restart(self) -> None:
+        super()._restart()
+        self.first_call = None
+
+    def _sigma_of_call(self, index: int) -> Any:
+        """The noise level at which the model is called."""
+        return (self._middles if index % 2 else self._starts)[index // 2]
+
+    def scale_model_input(self, sample: Array, timestep: float | None = None) -> Array:
+        """The sample at variance 1, as the model was trained: divided by sqrt(sigma**2 + 1)."""
+        if timestep is None:
+            raise ValueError(f"{type(self).__name__} needs the timestep to scale its input")
+        sigma = self._sigma_of_call(self._place(timestep))
+        return np.asarray(sample / (sigma**2 + 1) ** np.float32(0.5), dtype=sample.dtype)
+
+    @abstractmethod
+    def _derivative(self, first: Array, second: Array) -> Array:
+        """What a whole step follows, of the derivatives at its start and in its middle; may overwrite the second."""
+
+    def _clipped(self, clean: Array) -> Array:
+        """The predicted clean sample as the configuration wants it."""
+        return clean
+
+    def _advance(self, model_output: Array, timestep: float, sample: Array) -> tuple[Array, Array]:
+        """The sample where a call of the model leads, the middle or the end of its step, and the clean sample.
+
+        Raises:
+            ValueError: the loop starts in the middle of a step.
+        """
+        check_step(self, model_output, sample)
+        index = self._place(timestep)
+        sigma, sigma_start = self._sigma_of_call(index), self._starts[index // 2]
+        if index % 2 and self.first_call is None:
+            raise ValueError(f"timestep {timestep} is in the middle of a step: start at the one before or after it")
+        if sample.dtype == np.float16:  # 0.04 would be lost beside 15
+            sample = sample.astype(np.float32)
+        clean = self._clipped(denoised_at_sigma(self.config["prediction_type"], model_output, sample, sigma))
+        derivative = sample - clean
+        derivative /= sigma
+        if self.first_call is None:
+            moved = derivative * (self._middles[index // 2] - sigma_start)
+            moved += sample
+            self.first_call = sample, derivative
+        else:
+            start, first = self.first_call
+            moved = self._derivative(first, derivative)
+            moved *= self._ends[index // 2] - sigma_start
+            moved += start
+            self.first_call = None
+        self._step_index = index + 1
+        return moved, clean
+
+    @staticmethod
+    def _output(moved: Array, clean: Array, sample: Array, return_dict: bool) -> Any:
+        """What a step gives, in the sample's dtype."""
+        moved, clean = (array.astype(sample.dtype, copy=False) for array in (moved, clean))
+        return SchedulerOutput(moved, clean) if return_dict else (moved, clean)
