@@ -23,7 +23,7 @@ import torch
 
 from safelight.runtime import Generator
 from safelight.runtime.backends import Array
-from safelight.runtime.schedulers import Scheduler
+from safelight.runtime.schedulers import every_scheduler, scheduler_class
 
 from .report import machine, versions
 
@@ -74,7 +74,7 @@ def measure(name: str, shape: tuple[int, ...], runs: int) -> Timing:
         shape: of the latents.
         runs: walks of each that are timed, after one that is compared.
     """
-    ours_class: Any = Scheduler.registry[name]  # whose constructors differ
+    ours_class: Any = scheduler_class(name)  # whose constructors differ
     ours, theirs = ours_class(), getattr(diffusers, name)()
     rng = np.random.default_rng(0)
     sample, output, noise = (rng.standard_normal(shape, dtype=np.float32) for _ in range(3))
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=15, help=f"walks of {STEPS} steps each (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     arguments = parser.parse_args(argv)
-    names = arguments.scheduler or [name for name in sorted(Scheduler.registry) if _is_usable(name)]
+    names = arguments.scheduler or [name for name in every_scheduler() if _is_usable(name)]
     timings = [measure(name, shape, arguments.runs) for name in names for shape in SHAPES]
     print(table(timings))
     if arguments.json is not None:

@@ -1,37 +1,42 @@
 """Stable Diffusion without PyTorch: pipelines, schedulers and networks under diffusers' names."""
 
+from typing import TYPE_CHECKING, Any
+
+from . import schedulers
 from .networks import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from .pipelines import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionPipelineOutput
 from .random import Generator
-from .schedulers import (
-    CMStochasticIterativeScheduler,
-    DDIMInverseScheduler,
-    DDIMScheduler,
-    DDPMScheduler,
-    DEISMultistepScheduler,
-    DPMSolverMultistepInverseScheduler,
-    DPMSolverMultistepScheduler,
-    DPMSolverSDEScheduler,
-    DPMSolverSinglestepScheduler,
-    EDMDPMSolverMultistepScheduler,
-    EDMEulerScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    HeunDiscreteScheduler,
-    IPNDMScheduler,
-    KDPM2AncestralDiscreteScheduler,
-    KDPM2DiscreteScheduler,
-    LCMScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-    SASolverScheduler,
-    TCDScheduler,
-    UniPCMultistepScheduler,
-)
 from .source import bundled_model
 from .tokenizer import CLIPTokenizer
+
+if TYPE_CHECKING:
+    from .schedulers import (
+        CMStochasticIterativeScheduler,
+        DDIMInverseScheduler,
+        DDIMScheduler,
+        DDPMScheduler,
+        DEISMultistepScheduler,
+        DPMSolverMultistepInverseScheduler,
+        DPMSolverMultistepScheduler,
+        DPMSolverSDEScheduler,
+        DPMSolverSinglestepScheduler,
+        EDMDPMSolverMultistepScheduler,
+        EDMEulerScheduler,
+        EulerAncestralDiscreteScheduler,
+        EulerDiscreteScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        FlowMatchHeunDiscreteScheduler,
+        HeunDiscreteScheduler,
+        IPNDMScheduler,
+        KDPM2AncestralDiscreteScheduler,
+        KDPM2DiscreteScheduler,
+        LCMScheduler,
+        LMSDiscreteScheduler,
+        PNDMScheduler,
+        SASolverScheduler,
+        TCDScheduler,
+        UniPCMultistepScheduler,
+    )
 
 __all__ = [
     "AutoencoderKL",
@@ -69,3 +74,14 @@ __all__ = [
     "UniPCMultistepScheduler",
     "bundled_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A scheduler, which is imported when it is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(schedulers, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -79,7 +79,7 @@ class Scheduler(ABC):
     """
 
     order: ClassVar[int] = 1
-    #: name -> class, of every scheduler
+    #: name -> class, of every scheduler that was imported
     registry: ClassVar[dict[str, "type[Scheduler]"]] = {}
     beta_schedules: ClassVar[tuple[str, ...]] = schedules.BETA_SCHEDULES
     prediction_types: ClassVar[tuple[str, ...]] = PREDICTION_TYPES
@@ -176,10 +176,8 @@ class Scheduler(ABC):
         known = set(inspect.signature(cls).parameters)
         scheduler = cls(**{name: value for name, value in entries.items() if name in known})
         foreign = {name: value for name, value in entries.items() if name not in known}
-        anybodys = {
-            name for scheduler in Scheduler.registry.values() for name in inspect.signature(scheduler).parameters
-        }
-        if unknown := sorted(name for name in foreign.keys() - anybodys if not name.startswith("_")):
+        unknown = sorted(name for name in foreign if not name.startswith("_"))
+        if unknown and (unknown := [name for name in unknown if name not in _options_of_every_scheduler()]):
             logger.warning("%s has no option %s: kept, without effect", cls.__name__, ", ".join(unknown))
         scheduler._set_config({**scheduler.config, **foreign})
         return scheduler
@@ -198,7 +196,7 @@ class Scheduler(ABC):
     def compatibles(self) -> list["type[Scheduler]"]:
         """The schedulers that can be made from this one's configuration."""
         names = {type(self).__name__, *self.interchangeable}
-        return [scheduler for name, scheduler in Scheduler.registry.items() if name in names]
+        return [scheduler for name, scheduler in _every_scheduler().items() if name in names]
 
     @property
     def init_noise_sigma(self) -> float:
@@ -262,6 +260,16 @@ def _noting_chosen(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
 
     return noting
+
+
+def _every_scheduler() -> dict[str, type[Scheduler]]:
+    from . import every_scheduler  # which imports them, and they this module
+
+    return every_scheduler()
+
+
+def _options_of_every_scheduler() -> set[str]:
+    return {name for scheduler in _every_scheduler().values() for name in inspect.signature(scheduler).parameters}
 
 
 def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:

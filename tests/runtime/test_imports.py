@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 import safelight.runtime
 
 HEAVY = {
@@ -45,4 +47,14 @@ def test_public_names_are_there_and_listed() -> None:
     listed = safelight.runtime.__all__
     assert listed == sorted(listed)
     public = {name for name, value in vars(safelight.runtime).items() if isinstance(value, type) or callable(value)}
-    assert {name for name in public if not name.startswith("_")} == set(listed)
+    assert {name for name in public if not name.startswith("_")} - {"Any"} <= set(listed) == set(dir(safelight.runtime))
+    assert all(isinstance(getattr(safelight.runtime, name), type) for name in listed if name != "bundled_model")
+    with pytest.raises(AttributeError, match="has no attribute 'NoScheduler'"):
+        _ = safelight.runtime.NoScheduler
+
+
+def test_schedulers_are_imported_when_they_are_asked_for() -> None:
+    before = modules_after("import safelight.runtime")
+    after = modules_after("from safelight.runtime import UniPCMultistepScheduler")
+    assert "safelight.runtime.schedulers.unipc_multistep" in after - before
+    assert "safelight.runtime.schedulers.dpmsolver_sde" not in after
