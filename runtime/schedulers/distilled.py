@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Array, Scheduler
-from .sigma_scheduler import SigmaScheduler
+from .sigma_scheduler import IndexedScheduler
 from .spacing import check_steps
 
 Timesteps = NDArray[np.int64]
@@ -19,7 +18,7 @@ Timesteps = NDArray[np.int64]
 logger = logging.getLogger(__name__)
 
 
-class DistilledScheduler(SigmaScheduler, abstract=True):
+class DistilledScheduler(IndexedScheduler, abstract=True):
     """A scheduler of a distilled model, which knows where the loop is; its noise levels are those of the training."""
 
     interchangeable = ()
@@ -78,10 +77,6 @@ class DistilledScheduler(SigmaScheduler, abstract=True):
         if original is None or not 1 <= original <= len(self):
             raise ValueError(f"original_inference_steps must lie between 1 and {len(self)}, got {original}")
         return np.arange(int(original * strength), 0, -1) * (len(self) // original) - 1
-
-    def add_noise(self, original_samples: Array, noise: Array, timesteps: Array | Sequence[float]) -> Array:
-        """As `Scheduler.add_noise`: with timesteps of the training, visited or not."""
-        return Scheduler.add_noise(self, original_samples, noise, np.asarray(timesteps))
 
     def previous_timestep(self, timestep: int) -> int:
         """The timestep that follows in the schedule, which is less noisy; -1 after the last."""

@@ -5,6 +5,7 @@ scheduler works on samples that are clean + sigma * noise (variance exploding), 
 variance 1 (variance preserving), as the model was trained.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,14 +13,9 @@ import numpy as np
 from .base import Array, Scheduler
 
 
-class SigmaScheduler(Scheduler, abstract=True):
-    """A scheduler with noise levels, which knows where the loop is.
+class IndexedScheduler(Scheduler, abstract=True):
+    """A scheduler that knows where in its schedule the loop is, so that a timestep may stand there twice."""
 
-    Attributes:
-        sigmas: the noise levels to visit, from high to low; one more than there are timesteps.
-    """
-
-    sigmas: Array
     _step_index: int | None = None
     _begin_index: int | None = None
 
@@ -70,9 +66,19 @@ class SigmaScheduler(Scheduler, abstract=True):
             raise ValueError("the schedule is at its end: call set_timesteps before another picture")
         return self._step_index
 
+
+class SigmaScheduler(IndexedScheduler, abstract=True):
+    """A scheduler with noise levels.
+
+    Attributes:
+        sigmas: the noise levels to visit, from high to low; one more than there are timesteps.
+    """
+
+    sigmas: Array
+
+    @abstractmethod
     def _alpha_sigma(self, sigma: Array) -> tuple[Array, Array]:
         """How much of the clean sample, and how much noise, a sample of a noise level has."""
-        raise NotImplementedError
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Array | Sequence[float]) -> Array:
         """Clean samples with the noise of timesteps of the schedule.
