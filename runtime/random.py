@@ -11,6 +11,7 @@ Array = NDArray[Any]
 
 _DTYPES = (np.float32, np.float64, np.float16)
 _BLOCK = 16  # normals come in blocks of 16: 8 radii, then 8 angles
+_CHUNK = 4096 * _BLOCK  # computed at a time, in the cache: new memory costs more than the sine of what is put there
 
 
 class Generator:
@@ -60,18 +61,23 @@ class Generator:
 
     def _many(self, size: int, dtype: np.dtype[Any]) -> Array:
         """Normal numbers, (size,), as torch fills tensors of 16 and more; those for float16 are float32."""
-        uniform = self._uniform53 if dtype == np.float64 else self._uniform24
+        wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+        uniform = self._uniform53 if wide == np.float64 else self._uniform24
         whole = size - size % _BLOCK
-        drawn = whole if dtype == np.float16 else size  # torch draws block by block for float16, else all at first
-        values = _box_muller(uniform(drawn)[:whole])
-        if whole == size:
-            return values
-        return np.concatenate([values[: size - _BLOCK], _box_muller(uniform(_BLOCK))])  # the last 16 are drawn anew
+        values = np.empty(size, wide)
+        for start in range(0, whole, _CHUNK):
+            chunk = values[start : min(start + _CHUNK, whole)]
+            _box_muller(uniform(len(chunk)), chunk)
+        if whole < size:
+            if dtype != np.float16:
+                uniform(size - whole)  # torch draws for all numbers at first, except for float16
+            _box_muller(uniform(_BLOCK), values[-_BLOCK:])  # the last 16 are drawn anew
+        return values
 
     def _uniform24(self, size: int) -> NDArray[np.float32]:
         """(size,) of float32 in [0, 1): the low 24 bits of each word."""
         uniform = self._bits.randint(0, 2**24, size, dtype=np.uint32).astype(np.float32)
-        uniform *= np.float32(2**-24)  # in place, here and below: a new megabyte costs as much as its sine
+        uniform *= np.float32(2**-24)
         return uniform
 
     def _uniform53(self, size: int) -> NDArray[np.float64]:
@@ -89,17 +95,26 @@ class Generator:
         return radius * cos(2 * pi * angle)
 
 
-def _box_muller(uniform: Array) -> Array:
-    """Normals from uniforms in [0, 1), block by block (Box and Muller 1958): number j goes with number j + 8."""
-    blocks = uniform.reshape(-1, 2, _BLOCK // 2)
-    radius = np.log(1 - blocks[:, 0])
+def _box_muller(uniform: Array, normals: Array) -> None:
+    """Normals from uniforms in [0, 1), block by block (Box and Muller 1958): number j goes with number j + 8.
+
+    Args:
+        uniform: (numbers,), a multiple of 16.
+        normals: (numbers,), to be filled.
+    """
+    half = np.dtype((np.void, uniform.itemsize * _BLOCK // 2))  # of a block, moved as one: rows of 8 numbers are slow
+    radius, angle = (uniform.view(half)[place::2].copy().view(uniform.dtype) for place in (0, 1))
+    np.subtract(1, radius, out=radius)
+    np.log(radius, out=radius)
     radius *= -2
     np.sqrt(radius, out=radius)
-    angle = blocks[:, 1] * uniform.dtype.type(2 * pi)
-    normals = np.empty_like(blocks)
-    np.multiply(radius, np.cos(angle), out=normals[:, 0])
-    np.multiply(radius, np.sin(angle), out=normals[:, 1])
-    return normals.reshape(-1)
+    angle *= uniform.dtype.type(2 * pi)
+    sine = np.sin(angle)
+    np.cos(angle, out=angle)
+    angle *= radius
+    sine *= radius
+    halves = normals.view(half)
+    halves[::2], halves[1::2] = angle.view(half), sine.view(half)
 
 
 def randn(shape: Sequence[int], generator: Generator | Sequence[Generator], dtype: DTypeLike = np.float32) -> Array:

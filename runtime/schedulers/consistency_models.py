@@ -12,7 +12,7 @@ from .precision import widened
 from .sigma_scheduler import VarianceExplodingScheduler
 from .sigmas import karras_levels
 from .spacing import check_steps
-from .weighted_sum import weighted_sum
+from .weighted_sum import mixture
 
 
 class CMStochasticIterativeScheduler(VarianceExplodingScheduler):
@@ -115,7 +115,7 @@ class CMStochasticIterativeScheduler(VarianceExplodingScheduler):
         check_step(self, model_output, sample)
         index = self._place(timestep)
         scales = self.get_scalings_for_boundary_condition(self.sigmas[index])
-        previous_sample = weighted_sum(scales, (widened(sample), model_output))
+        previous_sample = mixture(scales[0], widened(sample), scales[1], model_output)
         if self.config["clip_denoised"]:
             np.clip(previous_sample, -1, 1, out=previous_sample)
         if len(self.timesteps) > 1:

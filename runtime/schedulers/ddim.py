@@ -9,6 +9,7 @@ from ..random import randn
 from . import prediction
 from .base import Array, Generators, Scheduler, SchedulerOutput, check_step, require_generator
 from .spacing import check_steps, spaced_timesteps
+from .weighted_sum import mixture
 
 
 class DDIMScheduler(Scheduler):
@@ -88,14 +89,14 @@ class DDIMScheduler(Scheduler):
 
         variance = (1 - alpha_bar_previous) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_previous)
         deviation = np.float32(eta) * variance ** np.float32(0.5)  # equation 16
-        direction = (1 - alpha_bar_previous - deviation**2) ** np.float32(0.5) * noise
-        previous_sample = alpha_bar_previous ** np.float32(0.5) * clipped + direction  # equation 12
+        direction = (1 - alpha_bar_previous - deviation**2) ** np.float32(0.5)
+        previous_sample = mixture(alpha_bar_previous ** np.float32(0.5), clipped, direction, noise)  # equation 12
         if eta > 0:
             if variance_noise is not None and generator is not None:
                 raise ValueError("give generator or variance_noise, not both")
             if variance_noise is None:
                 variance_noise = randn(sample.shape, require_generator(generator), sample.dtype)
-            previous_sample = previous_sample + deviation * variance_noise
+            previous_sample += deviation * variance_noise
         previous_sample = np.asarray(previous_sample, dtype=sample.dtype)
         return SchedulerOutput(previous_sample, clipped) if return_dict else (previous_sample, clipped)
 

@@ -9,7 +9,7 @@ from . import prediction
 from .base import Array, Scheduler, SchedulerOutput, check_step
 from .ddim import integer_timesteps, training_timestep
 from .spacing import check_steps
-from .weighted_sum import weighted_sum
+from .weighted_sum import mixture
 
 
 class DDIMInverseScheduler(Scheduler):
@@ -84,6 +84,6 @@ class DDIMInverseScheduler(Scheduler):
         noise = prediction.noise(kind, model_output, sample, alpha, sigma)
         if self.config["clip_sample"]:
             clean = np.clip(clean, -self.config["clip_sample_range"], self.config["clip_sample_range"])
-        moved = weighted_sum((alpha_bar_next**root, (1 - alpha_bar_next) ** root), (clean, noise))
+        moved = mixture(alpha_bar_next**root, clean, (1 - alpha_bar_next) ** root, noise)
         next_sample = np.asarray(moved, dtype=sample.dtype)
         return SchedulerOutput(next_sample, clean) if return_dict else (next_sample, clean)

@@ -18,6 +18,7 @@ from .prediction import denoised_at_sigma
 from .second_order import SecondOrderScheduler
 from .sigmas import check_spacers, timestep_of_sigma, training_sigmas
 from .spacing import check_steps
+from .weighted_sum import weighted_sum
 
 
 class DPMSolverSDEScheduler(SecondOrderScheduler):
@@ -113,17 +114,14 @@ class DPMSolverSDEScheduler(SecondOrderScheduler):
             self.config["prediction_type"], model_output, widened(sample), self._sigma_of_call(index)
         )
         start = widened(sample) if self.first_call is None else self.first_call[0]
-        derivative = self._derivative(clean, (start - clean) / sigma)
-        moved = start + derivative * (sigma_down - sigma)
+        derivative = start - clean
+        derivative /= sigma
+        moved = weighted_sum((1, sigma_down - sigma), (start, derivative))
         if s_noise * sigma_up > 0:
             moved += self._noise(sample, sigma, target) * np.float32(s_noise * sigma_up)
         self.first_call = None if second or target == 0 else (start, derivative)
         self._step_index = index + 1
         return self._output(moved, clean, sample, return_dict)
-
-    def _derivative(self, first: Array, second: Array) -> Array:
-        del first
-        return second
 
     def _noise(self, sample: Array, sigma: np.float32, sigma_next: np.float32) -> Array:
         """Noise for a step, in the sample's shape and dtype, of the path that a loop's first step begins."""

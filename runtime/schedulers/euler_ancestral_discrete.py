@@ -13,6 +13,7 @@ from .prediction import denoised_at_sigma, derivative_at_sigma
 from .sigma_scheduler import VarianceExplodingScheduler
 from .sigmas import training_sigmas
 from .spacing import check_steps
+from .weighted_sum import weighted_sum
 
 
 class EulerAncestralDiscreteScheduler(VarianceExplodingScheduler):
@@ -78,8 +79,8 @@ class EulerAncestralDiscreteScheduler(VarianceExplodingScheduler):
             sample = sample.astype(np.float32)
         kind = self.config["prediction_type"]
         clean = denoised_at_sigma(kind, model_output, sample, sigma)
-        moved = derivative_at_sigma(kind, model_output, sample, clean, sigma) * (down - sigma)
-        moved += sample
+        derivative = derivative_at_sigma(kind, model_output, sample, clean, sigma)
+        moved = weighted_sum((1, down - sigma), (sample, derivative))
         noise = randn(model_output.shape, require_generator(generator), model_output.dtype)
         noise *= up
         moved += noise

@@ -19,6 +19,7 @@ from .sigmas import (
     training_sigmas,
 )
 from .spacing import check_steps, spaced_timesteps
+from .weighted_sum import weighted_sum
 
 
 class EulerDiscreteScheduler(VarianceExplodingScheduler):
@@ -157,8 +158,8 @@ class EulerDiscreteScheduler(VarianceExplodingScheduler):
         kind = self.config["prediction_type"]
         level = sigma_hat if kind == "epsilon" else sigma  # as diffusers has it: a velocity at the level before churn
         clean = denoised_at_sigma(kind, model_output, sample, level)
-        moved = derivative_at_sigma(kind, model_output, sample, clean, sigma_hat) * (self.sigmas[index + 1] - sigma_hat)
-        moved += sample
+        derivative = derivative_at_sigma(kind, model_output, sample, clean, sigma_hat)
+        moved = weighted_sum((1, self.sigmas[index + 1] - sigma_hat), (sample, derivative))
         previous_sample = np.asarray(moved, dtype=dtype)
         self._step_index = index + 1
         return SchedulerOutput(previous_sample, clean) if return_dict else (previous_sample, clean)

@@ -81,10 +81,11 @@ class HeunDiscreteScheduler(SecondOrderScheduler):
         most = self.config["clip_sample_range"]
         return np.clip(clean, -most, most) if self.config["clip_sample"] else clean
 
-    def _derivative(self, first: Array, second: Array) -> Array:
-        second += first
-        second /= 2
-        return second
+    def _moved(self, start: Array, by: np.float32, first: Array, second: Array) -> Array:
+        moved = first + second
+        moved *= by / 2
+        moved += start
+        return moved
 
     def step(self, model_output: Array, timestep: float, sample: Array, return_dict: bool = True) -> Any:
         """The sample for the next call of the model, which twice in turn is at the next noise level.

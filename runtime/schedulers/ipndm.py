@@ -10,7 +10,7 @@ from .adams_bashforth import ADAMS_BASHFORTH
 from .base import Array, SchedulerOutput, check_step
 from .sigma_scheduler import SigmaScheduler
 from .spacing import check_steps
-from .weighted_sum import weighted_sum
+from .weighted_sum import mixture, weighted_sum
 
 _LEAST_ALPHA = np.float32(1e-8)  # it is divided by, and 0 where there is noise alone
 
@@ -73,11 +73,11 @@ class IPNDMScheduler(SigmaScheduler):
         sample = sample.astype(np.result_type(dtype, np.float32), copy=False)  # a first alpha of 1e-8 is divided by
         alpha, alpha_next = self.alphas[index : index + 2]
         sigma, sigma_next = self.betas[index : index + 2]
-        self.ets = [*self.ets[-3:], weighted_sum((sigma, alpha), (sample, model_output))]
+        self.ets = [*self.ets[-3:], mixture(sigma, sample, alpha, model_output)]
         noise = weighted_sum(ADAMS_BASHFORTH[len(self.ets)], self.ets[::-1])
         clean = weighted_sum((1, -sigma), (sample, noise))  # times alpha; apart, since the two cancel near noise
-        weights = alpha_next / max(alpha, _LEAST_ALPHA), sigma_next
-        previous_sample = np.asarray(weighted_sum(weights, (clean, noise)), dtype=dtype)
+        moved = mixture(alpha_next / max(alpha, _LEAST_ALPHA), clean, sigma_next, noise)
+        previous_sample = np.asarray(moved, dtype=dtype)
         self._step_index = index + 1
         return SchedulerOutput(previous_sample) if return_dict else (previous_sample,)
 

@@ -70,10 +70,6 @@ class DPMSolver2Scheduler(SecondOrderScheduler, abstract=True):
         """Where the steps lead, (steps,): their next levels."""
         return levels[1:]
 
-    def _derivative(self, first: Array, second: Array) -> Array:
-        del first
-        return second
-
 
 class KDPM2DiscreteScheduler(DPMSolver2Scheduler):
     """DPM-Solver-2 between noise levels. Checked against diffusers step by step.

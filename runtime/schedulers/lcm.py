@@ -11,7 +11,7 @@ from . import prediction
 from .base import Array, Generators, SchedulerOutput, check_step, require_generator
 from .ddim import clip_prediction, training_timestep
 from .distilled import DistilledScheduler
-from .weighted_sum import weighted_sum
+from .weighted_sum import mixture
 
 _DATA_DEVIATION = 0.5  # sigma_data of consistency models
 
@@ -90,13 +90,13 @@ class LCMScheduler(DistilledScheduler):
         kind = self.config["prediction_type"]
         predicted = prediction.denoised(kind, model_output, sample, alpha_bar**root, (1 - alpha_bar) ** root)
         of_sample, of_prediction = self.get_scalings_for_boundary_condition_discrete(time)
-        denoised = weighted_sum((of_prediction, of_sample), (clip_prediction(self, predicted), sample))
+        denoised = mixture(of_prediction, clip_prediction(self, predicted), of_sample, sample)
 
         next_sample = denoised
         if index + 1 < len(self.timesteps):
             alpha_bar_next = self.alphas_cumprod[self.timesteps[index + 1]]
             noise = randn(sample.shape, require_generator(generator), sample.dtype)
-            next_sample = weighted_sum((alpha_bar_next**root, (1 - alpha_bar_next) ** root), (denoised, noise))
+            next_sample = mixture(alpha_bar_next**root, denoised, (1 - alpha_bar_next) ** root, noise)
         next_sample = next_sample.astype(sample.dtype, copy=False)
         self._step_index = index + 1
         return LCMSchedulerOutput(next_sample, denoised) if return_dict else (next_sample, denoised)

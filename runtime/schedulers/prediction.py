@@ -4,12 +4,10 @@ A noisy sample is alpha * clean + sigma * noise, with alpha**2 + sigma**2 = 1. A
 the clean sample ("sample"), or alpha * noise - sigma * clean ("v_prediction", Salimans and Ho, arXiv:2202.00512).
 """
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from ..random import Array
+from .weighted_sum import weighted_sum
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
@@ -17,9 +15,11 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 def denoised(prediction_type: str, model_output: Array, sample: Array, alpha: np.float32, sigma: np.float32) -> Array:
     """The clean sample that a model's output stands for, of the sample's shape."""
     if prediction_type == "epsilon":
-        return np.asarray((sample - sigma * model_output) / alpha)
+        clean = weighted_sum((1, -sigma), (sample, model_output))
+        clean /= alpha
+        return clean
     if prediction_type == "v_prediction":
-        return np.asarray(alpha * sample - sigma * model_output)
+        return weighted_sum((alpha, -sigma), (sample, model_output))
     return model_output
 
 
@@ -28,17 +28,19 @@ def noise(prediction_type: str, model_output: Array, sample: Array, alpha: np.fl
     if prediction_type == "epsilon":
         return model_output
     if prediction_type == "v_prediction":
-        return np.asarray(alpha * model_output + sigma * sample)
-    return np.asarray((sample - alpha * model_output) / sigma)
+        return weighted_sum((alpha, sigma), (model_output, sample))
+    predicted = weighted_sum((1, -alpha), (sample, model_output))
+    predicted /= sigma
+    return predicted
 
 
 def denoised_at_sigma(prediction_type: str, model_output: Array, sample: Array, sigma: np.float32) -> Array:
     """The clean sample that a model's output stands for, beside a sample that is clean + sigma * noise."""
     if prediction_type == "epsilon":
-        return np.asarray(sample - sigma * model_output)
+        return weighted_sum((1, -sigma), (sample, model_output))
     if prediction_type == "v_prediction":
         variance = sigma**2 + 1
-        return np.asarray(model_output * (-sigma / variance ** np.float32(0.5)) + sample / variance)
+        return weighted_sum((1 / variance, -sigma / variance ** np.float32(0.5)), (sample, model_output))
     return model_output
 
 
@@ -54,7 +56,11 @@ def derivative_at_sigma(
         clean: as `denoised_at_sigma` gives it.
         sigma: of the sample.
     """
-    return model_output if prediction_type == "epsilon" else np.asarray((sample - clean) / sigma)
+    if prediction_type == "epsilon":
+        return model_output
+    derivative = sample - clean
+    derivative /= sigma
+    return derivative
 
 
 def dynamic_threshold(sample: Array, ratio: float, most: float) -> Array:

@@ -4,14 +4,14 @@ Heun's method and DPM-Solver-2 differ in the middle level, and in what they make
 level 0 is Euler's, of one call.
 """
 
-from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 
 from .base import Array, SchedulerOutput, check_step
-from .prediction import denoised_at_sigma
+from .prediction import denoised_at_sigma, derivative_at_sigma
 from .sigma_scheduler import VarianceExplodingScheduler
+from .weighted_sum import weighted_sum
 
 
 class SecondOrderScheduler(VarianceExplodingScheduler, abstract=True):
@@ -62,9 +62,10 @@ class SecondOrderScheduler(VarianceExplodingScheduler, abstract=True):
         sigma = self._sigma_of_call(self._place(timestep))
         return np.asarray(sample / (sigma**2 + 1) ** np.float32(0.5), dtype=sample.dtype)
 
-    @abstractmethod
-    def _derivative(self, first: Array, second: Array) -> Array:
-        """What a whole step follows, of the derivatives at its start and in its middle; may overwrite the second."""
+    def _moved(self, start: Array, by: np.float32, first: Array, second: Array) -> Array:
+        """The sample at the end of a whole step, by the derivatives at its start and, of these only, in its middle."""
+        del first
+        return weighted_sum((1, by), (start, second))
 
     def _clipped(self, clean: Array) -> Array:
         """The predicted clean sample as the configuration wants it."""
@@ -83,21 +84,20 @@ class SecondOrderScheduler(VarianceExplodingScheduler, abstract=True):
             raise ValueError(f"timestep {timestep} is in the middle of a step: start at the one before or after it")
         if sample.dtype == np.float16:  # 0.04 would be lost beside 15
             sample = sample.astype(np.float32)
-        clean = self._clipped(denoised_at_sigma(self.config["prediction_type"], model_output, sample, sigma))
-        derivative = sample - clean
-        derivative /= sigma
+        kind = self.config["prediction_type"]
+        clean = denoised_at_sigma(kind, model_output, sample, sigma)
+        clipped = self._clipped(clean)
+        kind = kind if clipped is clean else "sample"
+        derivative = derivative_at_sigma(kind, model_output, sample, clipped, sigma)
         if self.first_call is None:
-            moved = derivative * (self._middles[index // 2] - sigma_start)
-            moved += sample
+            moved = weighted_sum((1, self._middles[index // 2] - sigma_start), (sample, derivative))
             self.first_call = sample, derivative
         else:
             start, first = self.first_call
-            moved = self._derivative(first, derivative)
-            moved *= self._ends[index // 2] - sigma_start
-            moved += start
+            moved = self._moved(start, self._ends[index // 2] - sigma_start, first, derivative)
             self.first_call = None
         self._step_index = index + 1
-        return moved, clean
+        return moved, clipped
 
     @staticmethod
     def _output(moved: Array, clean: Array, sample: Array, return_dict: bool) -> Any:

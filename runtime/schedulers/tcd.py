@@ -11,7 +11,7 @@ from . import prediction
 from .base import Array, Generators, SchedulerOutput, check_step, require_generator
 from .ddim import training_timestep
 from .distilled import DistilledScheduler, Timesteps
-from .weighted_sum import weighted_sum
+from .weighted_sum import mixture
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,12 @@ class TCDScheduler(DistilledScheduler):
         kind = self.config["prediction_type"]
         clean = prediction.denoised(kind, model_output, sample, alpha, sigma)
         noise = prediction.noise(kind, model_output, sample, alpha, sigma)
-        below = weighted_sum((alpha_bar_below**root, (1 - alpha_bar_below) ** root), (clean, noise))
+        below = mixture(alpha_bar_below**root, clean, (1 - alpha_bar_below) ** root, noise)
         next_sample = below
         if eta > 0 and not last:
             kept = alpha_bar_next / alpha_bar_below
             fresh = randn(sample.shape, require_generator(generator), sample.dtype)
-            next_sample = weighted_sum((kept**root, (1 - kept) ** root), (below, fresh))
+            next_sample = mixture(kept**root, below, (1 - kept) ** root, fresh)
         next_sample = next_sample.astype(sample.dtype, copy=False)
         self._step_index = index + 1
         if not return_dict:

@@ -1,5 +1,6 @@
 """Walks one of our schedulers and diffusers' through the same steps; what the parity tests of all families share."""
 
+import copy
 import json
 import warnings
 from typing import Any
@@ -50,11 +51,13 @@ def model(sample: np.ndarray, step: int, channels: int) -> np.ndarray:
     return np.concatenate([output, variance], axis=1) if channels == 2 * sample.shape[1] else output
 
 
-def assert_steps_equal(ours: Any, theirs: Any, *, channels: int = 4, **step_options: Any) -> None:
+def assert_steps_equal(
+    ours: Any, theirs: Any, *, channels: int = 4, dtype: type = np.float32, **step_options: Any
+) -> None:
     """Walks both through their timesteps from the same sample; each step starts from diffusers' result."""
     np.testing.assert_allclose(ours.timesteps, theirs.timesteps.numpy(), rtol=1e-6, atol=1e-6)
     assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=1e-6)
-    sample = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32) * np.float32(ours.init_noise_sigma)
+    sample = np.random.default_rng(0).standard_normal(SHAPE).astype(dtype) * dtype(ours.init_noise_sigma)
     generators: dict[str, Any] = {}
     if "generator" in type(ours).step.__annotations__:
         generators = {"ours": Generator(3), "theirs": torch.Generator().manual_seed(3)}
@@ -62,7 +65,7 @@ def assert_steps_equal(ours: Any, theirs: Any, *, channels: int = 4, **step_opti
         before = sample.copy()
         scaled = theirs.scale_model_input(torch.from_numpy(sample.copy()), timestep).numpy()
         assert_close(ours.scale_model_input(sample, own), scaled)
-        output = model(scaled, index, channels)
+        output = model(scaled, index, channels).astype(dtype)
         expected = theirs.step(
             torch.from_numpy(output.copy()),
             timestep,
@@ -74,7 +77,7 @@ def assert_steps_equal(ours: Any, theirs: Any, *, channels: int = 4, **step_opti
             output, own, sample, **step_options, **({"generator": generators["ours"]} if generators else {})
         )
         np.testing.assert_array_equal(sample, before)
-        assert found.prev_sample.dtype == np.float32
+        assert found.prev_sample.dtype == dtype
         # a zero terminal SNR starts at sigma 4096: what is left of the sample there is a difference of large numbers
         cancelled = np.abs(sample).max() if ours.config.get("rescale_betas_zero_snr") else 0.0
         assert_close(found.prev_sample, expected.prev_sample.numpy(), scale=cancelled)
@@ -82,6 +85,20 @@ def assert_steps_equal(ours: Any, theirs: Any, *, channels: int = 4, **step_opti
         if clean is not None:
             assert_close(found.pred_original_sample, clean.numpy())
         sample = expected.prev_sample.numpy().copy()
+
+
+def carries_float32(theirs: Any) -> bool:
+    """Whether diffusers' float32 steps are within the tolerance of its own float64 steps from the same samples."""
+    sample = torch.from_numpy(np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32))
+    sample *= float(theirs.init_noise_sigma)
+    exact = copy.deepcopy(theirs)
+    for index, timestep in enumerate(theirs.timesteps):
+        output = torch.from_numpy(model(theirs.scale_model_input(sample, timestep).numpy(), index, 4))
+        expected = exact.step(output.double(), timestep, sample.double(), return_dict=False)[0]
+        sample = theirs.step(output, timestep, sample, return_dict=False)[0]
+        if not (sample - expected).abs().max() <= TOLERANCE * expected.abs().max():
+            return False
+    return True
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, *, scale: float = 0.0) -> None:
