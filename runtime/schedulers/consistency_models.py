@@ -119,7 +119,7 @@ class CMStochasticIterativeScheduler(VarianceExplodingScheduler):
         if self.config["clip_denoised"]:
             np.clip(previous_sample, -1, 1, out=previous_sample)
         if len(self.timesteps) > 1:
-            noise = randn(model_output.shape, require_generator(generator), model_output.dtype)
+            noise = widened(randn(model_output.shape, require_generator(generator), model_output.dtype))
             noise *= noise.dtype.type(self.config["s_noise"] * self._noise_at(index + 1))
             previous_sample += noise
         previous_sample = previous_sample.astype(sample.dtype, copy=False)

@@ -82,7 +82,7 @@ class HeunDiscreteScheduler(SecondOrderScheduler):
         return np.clip(clean, -most, most) if self.config["clip_sample"] else clean
 
     def _moved(self, start: Array, by: np.float32, first: Array, second: Array) -> Array:
-        moved = first + second
+        moved: Array = np.add(first, second, dtype=np.result_type(start, second))  # of float16 outputs in float32
         moved *= by / 2
         moved += start
         return moved

@@ -9,6 +9,7 @@ from .ancestral import ancestral_levels
 from .base import Array, Generators, check_step, require_generator
 from .discrete_levels import Sigmas
 from .k_dpm_2_discrete import DPMSolver2Scheduler
+from .precision import widened
 
 
 class KDPM2AncestralDiscreteScheduler(DPMSolver2Scheduler):
@@ -44,7 +45,7 @@ class KDPM2AncestralDiscreteScheduler(DPMSolver2Scheduler):
         index = self._place(timestep)
         moved, clean = self._advance(model_output, timestep, sample)
         if index % 2:
-            noise = randn(model_output.shape, require_generator(generator), model_output.dtype)
+            noise = widened(randn(model_output.shape, require_generator(generator), model_output.dtype))
             noise *= self._noise_levels[index // 2]
             moved += noise
         return self._output(moved, clean, sample, return_dict)

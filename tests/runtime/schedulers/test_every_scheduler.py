@@ -187,6 +187,34 @@ def test_inputs_are_not_written_into_and_a_tuple_may_be_asked_for(name: str) -> 
         assert np.abs(found.prev_sample - sample).max() > 0
 
 
+class SameNoise(Generator):
+    """A generator whose noise is the same in every dtype."""
+
+    def randn(self, shape: Any, dtype: Any = np.float32) -> np.ndarray:
+        return np.full(shape, 0.5, dtype)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "DPMSolverSDEScheduler"])  # which has its own noise
+def test_float16_loses_no_more_than_its_rounding(name: str) -> None:
+    half, wide = ready(name), ready(name)
+    noisy = "generator" in type(half).step.__annotations__
+    sample = (noise() * half.init_noise_sigma).astype(np.float16)
+    for timestep in half.timesteps.tolist():
+        output = np.tanh(sample / half.init_noise_sigma).astype(np.float16)
+        found, expected = (
+            scheduler.step(
+                output.astype(dtype),
+                timestep,
+                sample.astype(dtype),
+                **({"generator": SameNoise(0)} if noisy else {}),
+            ).prev_sample
+            for scheduler, dtype in ((half, np.float16), (wide, np.float64))
+        )
+        assert found.dtype == np.float16
+        assert np.abs(found - expected).max() <= 2.0**-11 * np.abs(expected).max() * 1.01
+        sample = found
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_a_second_picture_equals_the_first(name: str) -> None:
     if name == "DPMSolverSDEScheduler":
