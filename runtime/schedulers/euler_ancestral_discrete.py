@@ -9,6 +9,7 @@ from ..random import randn
 from .ancestral import ancestral_levels
 from .base import Array, Generators, SchedulerOutput, check_step, require_generator
 from .discrete_levels import discrete_levels
+from .precision import widened
 from .prediction import denoised_at_sigma, derivative_at_sigma
 from .sigma_scheduler import VarianceExplodingScheduler
 from .sigmas import training_sigmas
@@ -74,14 +75,12 @@ class EulerAncestralDiscreteScheduler(VarianceExplodingScheduler):
         index = self._place(timestep)
         sigma = self.sigmas[index]
         down, up = ancestral_levels(sigma, self.sigmas[index + 1])
-        dtype = sample.dtype
-        if dtype == np.float16:  # as diffusers: 0.04 is not lost beside 15
-            sample = sample.astype(np.float32)
+        dtype, sample = sample.dtype, widened(sample)
         kind = self.config["prediction_type"]
         clean = denoised_at_sigma(kind, model_output, sample, sigma)
         derivative = derivative_at_sigma(kind, model_output, sample, clean, sigma)
         moved = weighted_sum((1, down - sigma), (sample, derivative))
-        noise = randn(model_output.shape, require_generator(generator), model_output.dtype)
+        noise = widened(randn(model_output.shape, require_generator(generator), model_output.dtype))
         noise *= up
         moved += noise
         previous_sample = np.asarray(moved, dtype=dtype)

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from ..random import randn
-from .base import Array, Generators, SchedulerOutput, check_step, require_generator
+from .base import Array, Generators, SchedulerOutput, check_step
+from .churn import churned, raised_sigma
 from .discrete_levels import respaced_levels
+from .precision import widened
 from .prediction import denoised_at_sigma, derivative_at_sigma
 from .sigma_scheduler import VarianceExplodingScheduler
 from .sigmas import (
@@ -145,15 +146,9 @@ class EulerDiscreteScheduler(VarianceExplodingScheduler):
         """
         check_step(self, model_output, sample)
         index = self._place(timestep)
-        sigma = self.sigmas[index]
-        churn = min(s_churn / (len(self.sigmas) - 1), 2**0.5 - 1) if s_tmin <= sigma <= s_tmax else 0.0
-        sigma_hat = sigma * np.float32(churn + 1)
-        dtype = sample.dtype
-        if dtype == np.float16:  # diffusers computes in float32, so that 0.04 is not lost beside 15
-            sample = sample.astype(np.float32)
-        if churn > 0:
-            noise = randn(model_output.shape, require_generator(generator), model_output.dtype) * np.float32(s_noise)
-            sample = sample + noise * (sigma_hat**2 - sigma**2) ** np.float32(0.5)
+        sigma, dtype = self.sigmas[index], sample.dtype
+        sigma_hat = raised_sigma(sigma, len(self.timesteps), s_churn, s_tmin, s_tmax)
+        sample = churned(widened(sample), sigma, sigma_hat, s_noise, generator, model_output.dtype)
 
         kind = self.config["prediction_type"]
         level = sigma_hat if kind == "epsilon" else sigma  # as diffusers has it: a velocity at the level before churn

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .base import Array, SchedulerOutput, check_step
+from .precision import widened
 from .prediction import denoised_at_sigma, derivative_at_sigma
 from .sigma_scheduler import VarianceExplodingScheduler
 from .weighted_sum import weighted_sum
@@ -63,7 +64,7 @@ class SecondOrderScheduler(VarianceExplodingScheduler, abstract=True):
         return np.asarray(sample / (sigma**2 + 1) ** np.float32(0.5), dtype=sample.dtype)
 
     def _moved(self, start: Array, by: np.float32, first: Array, second: Array) -> Array:
-        """The sample at the end of a whole step, by the derivatives at its start and, of these only, in its middle."""
+        """The sample at the end of a whole step, along the second of its derivatives; the first is for others."""
         del first
         return weighted_sum((1, by), (start, second))
 
@@ -82,12 +83,12 @@ class SecondOrderScheduler(VarianceExplodingScheduler, abstract=True):
         sigma, sigma_start = self._sigma_of_call(index), self._starts[index // 2]
         if index % 2 and self.first_call is None:
             raise ValueError(f"timestep {timestep} is in the middle of a step: start at the one before or after it")
-        if sample.dtype == np.float16:  # 0.04 would be lost beside 15
-            sample = sample.astype(np.float32)
+        sample = widened(sample)
         kind = self.config["prediction_type"]
         clean = denoised_at_sigma(kind, model_output, sample, sigma)
         clipped = self._clipped(clean)
-        kind = kind if clipped is clean else "sample"
+        if clipped is not clean:
+            kind = "sample"  # the model's own noise leads elsewhere
         derivative = derivative_at_sigma(kind, model_output, sample, clipped, sigma)
         if self.first_call is None:
             moved = weighted_sum((1, self._middles[index // 2] - sigma_start), (sample, derivative))

@@ -68,3 +68,6 @@ def test_the_json_has_machine_versions_and_times(tmp_path: Path, monkeypatch: py
     assert row["scheduler"] == "DDIMScheduler"
     assert row["shape"] == list(SMALL)
     assert row["ratio"] == pytest.approx(row["safelight"] / row["diffusers"])
+    (noise,) = content["noise"]
+    assert noise["difference"] <= 1e-6
+    assert noise["safelight"] > 0

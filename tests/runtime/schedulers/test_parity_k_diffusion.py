@@ -61,7 +61,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 NAMES = list(OPTIONS)
 TWO_CALLS = [name for name in NAMES if name.startswith(("Heun", "KDPM2"))]
-DERIVED = ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler"]
+WITHOUT_NOISE = ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler"]
 
 
 @pytest.mark.parametrize(("name", "options"), cases(OPTIONS))
@@ -71,12 +71,12 @@ def test_each_step_equals_diffusers(name: str, options: dict[str, Any]) -> None:
         set_both(ours, theirs, num_inference_steps=steps)
         if name == "KDPM2AncestralDiscreteScheduler" and lost_middles(theirs):
             continue  # compared in float64, see below
-        if name in DERIVED and not carries_float32(copy.deepcopy(theirs)):
+        if name in WITHOUT_NOISE and not carries_float32(copy.deepcopy(theirs)):
             continue  # compared in float64, see the next test
         assert_steps_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", DERIVED)
+@pytest.mark.parametrize("name", WITHOUT_NOISE)
 def test_in_float64_each_step_equals_diffusers_of_which_float32_loses_some(name: str) -> None:
     """Diffusers' slope is (sample - clean) / sigma also where the model predicts it: a difference of equal numbers."""
     lost = []
