@@ -1,6 +1,6 @@
 """One step of each scheduler, and the drawing of noise, beside diffusers'.
 
-`python -m safelight.benchmarks.scheduler_steps [--json FILE]`.
+`python -m safelight.benchmarks.scheduler_steps [--threads N] [--json FILE]`.
 
 Each pair walks the same schedule from the same sample with the same noise, drawn beforehand; the results are compared
 before the times. What is timed is `step` alone: not the model, nor the scaling of its input. The drawing of noise is
@@ -179,8 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="One step of each scheduler beside diffusers'.")
     parser.add_argument("--scheduler", action="append", help="only this one; may be given again")
     parser.add_argument("--runs", type=int, default=15, help=f"walks of {STEPS} steps each (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="torch's; NumPy has one (default: torch's own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     arguments = parser.parse_args(argv)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     names = arguments.scheduler or [name for name in every_scheduler() if _is_usable(name)]
     timings = [measure(name, shape, arguments.runs) for name in names for shape in SHAPES]
     noise = [measure_noise(shape, arguments.runs) for shape in SHAPES]
@@ -190,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         content = {
             "machine": machine(),
             "versions": versions(),
+            "torch_threads": torch.get_num_threads(),
             "steps": STEPS,
             "runs": arguments.runs,
             "microseconds": [asdict(timing) | {"ratio": timing.ratio} for timing in timings],

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import schedulers
 from .networks import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from .philox import CUDAGenerator
 from .pipelines import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionPipelineOutput
 from .random import Generator
 from .source import bundled_model
@@ -43,6 +44,7 @@ __all__ = [
     "CLIPTextModel",
     "CLIPTokenizer",
     "CMStochasticIterativeScheduler",
+    "CUDAGenerator",
     "DDIMInverseScheduler",
     "DDIMScheduler",
     "DDPMScheduler",
