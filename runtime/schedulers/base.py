@@ -188,9 +188,17 @@ class Scheduler(ABC):
         return cls.from_config(load_config(folder, subfolder), **overrides)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `scheduler_config.json`, which diffusers reads, into a folder."""
+        """Writes `scheduler_config.json`, which diffusers reads, into a folder.
+
+        Raises:
+            ValueError: an option's value cannot be written: a function, another scheduler.
+        """
+        try:
+            text = self._json()
+        except TypeError as error:
+            raise ValueError(f"{type(self).__name__} cannot be saved with its options: {error}") from error
         Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / CONFIG_NAME).write_text(self._json() + "\n", encoding="utf-8")
+        (Path(folder) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
     @property
     def compatibles(self) -> list["type[Scheduler]"]:
@@ -235,6 +243,8 @@ class Scheduler(ABC):
     def _levels(self, timesteps: Array | Sequence[int], sample: Array) -> tuple[Array, Array]:
         """Alpha and sigma of training timesteps, shaped to be multiplied with a sample and in its dtype."""
         index = np.asarray(timesteps, dtype=np.int64).reshape(-1, *[1] * (sample.ndim - 1))
+        if not hasattr(self, "alphas_cumprod"):
+            raise AttributeError(f"{type(self).__name__} has no betas, and so no velocity")
         alpha_bar = self.alphas_cumprod.astype(sample.dtype)[index]
         return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
 
@@ -242,11 +252,12 @@ class Scheduler(ABC):
         return int(self.config["num_train_timesteps"])
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {self._json()}"
+        return f"{type(self).__name__} {self._json(default=str)}"
 
-    def _json(self) -> str:
-        """The configuration as diffusers writes it."""
-        return json.dumps({k: v for k, v in self.config.items() if k != DEFAULTED}, indent=2, sort_keys=True)
+    def _json(self, default: Callable[[Any], str] | None = None) -> str:
+        """The configuration as diffusers writes it; `default` gives what stands for values that JSON has not."""
+        entries = {name: value for name, value in self.config.items() if name != DEFAULTED}
+        return json.dumps(entries, indent=2, sort_keys=True, default=default)
 
 
 def _noting_chosen(init: Callable[..., None]) -> Callable[..., None]:

@@ -84,7 +84,7 @@ class DEISMultistepScheduler(MultistepSolver):
         self._visit(levels, last, visited)
 
     def step(self, model_output: Array, timestep: float, sample: Array, return_dict: bool = True) -> Any:
-        """The sample at the next noise level: equation 15 of the paper, in rho.
+        """The sample at the next noise level: the paper's rhoAB.
 
         Args:
             model_output: what the model predicts, of the sample's shape.

@@ -9,8 +9,8 @@ weight, and the arrays are passed over once.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ ALGORITHM_TYPES = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++
 #: how the slope's integral is taken: "midpoint" approximates it (at the second order), "heun" does not
 SOLVER_TYPES = ("midpoint", "heun")
 
+_FEW_STEPS = 15  # with fewer, `lower_order_final` steadies the last two
+
 
 class Level(NamedTuple):
     """A noise level: samples there are alpha * clean + sigma * noise."""
@@ -37,6 +39,22 @@ class Level(NamedTuple):
 def noise_level(alpha: np.float32, sigma: np.float32) -> Level:
     """The level of samples that are alpha * clean + sigma * noise; sigma may be 0."""
     return Level(alpha, sigma, _log(alpha) - _log(sigma))
+
+
+def multistep_order(config: Mapping[str, Any], remembered: int, index: int, steps: int) -> int:
+    """The order of a multistep update: lower in the beginning, for want of predictions, and at the end if asked for.
+
+    Args:
+        config: of the scheduler: `lower_order_final`, `euler_at_final`, `final_sigmas_type`.
+        remembered: how many predictions there are.
+        index: of the step.
+        steps: of the schedule.
+    """
+    left = steps - index
+    steadied = config["lower_order_final"] and steps < _FEW_STEPS
+    if left == 1 and (steadied or config["euler_at_final"] or config.get("final_sigmas_type") == "zero"):
+        return 1
+    return min(remembered, 2) if left == 2 and steadied else remembered
 
 
 def multistep_update(

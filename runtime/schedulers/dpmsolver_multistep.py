@@ -8,10 +8,8 @@ import numpy as np
 from ..random import randn
 from .base import Array, Generators, SchedulerOutput, check_step, require_generator
 from .dpm_solver import DPMSolverScheduler
-from .dpm_solver_updates import multistep_update
+from .dpm_solver_updates import multistep_order, multistep_update
 from .precision import widened
-
-_FEW_STEPS = 15  # with fewer, `lower_order_final` steadies the last two
 
 
 class MultistepDPMSolver(DPMSolverScheduler, abstract=True):
@@ -42,7 +40,7 @@ class MultistepDPMSolver(DPMSolverScheduler, abstract=True):
         index = self._place(timestep)
         wide = widened(sample)
         self._remember(self.convert_model_output(widened(model_output), wide), self.config["solver_order"])
-        order = self._order_at(index)
+        order = multistep_order(self.config, len(self.model_outputs), index, len(self.timesteps))
         previous_sample = multistep_update(
             self.config["algorithm_type"],
             self.config["solver_type"],
@@ -53,16 +51,6 @@ class MultistepDPMSolver(DPMSolverScheduler, abstract=True):
         ).astype(sample.dtype, copy=False)
         self._step_index = index + 1
         return SchedulerOutput(previous_sample) if return_dict else (previous_sample,)
-
-    def _order_at(self, index: int) -> int:
-        """The order of a step: lower in the beginning, for want of predictions, and towards the end if asked for."""
-        config = self.config
-        order = len(self.model_outputs)
-        left = len(self.timesteps) - index
-        steadied = config["lower_order_final"] and len(self.timesteps) < _FEW_STEPS
-        if left == 1 and (steadied or config["euler_at_final"] or config.get("final_sigmas_type") == "zero"):
-            return 1
-        return min(order, 2) if left == 2 and steadied else order
 
     def _noise(self, sample: Array, generator: Generators | None, variance_noise: Array | None) -> Array | None:
         """What a stochastic algorithm adds, of variance 1."""

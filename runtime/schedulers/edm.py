@@ -71,7 +71,8 @@ class EDMScheduler(VarianceExplodingScheduler, abstract=True):
 
     def precondition_noise(self, sigma: Any) -> Array:
         """The noise level as the model takes it, c_noise, in float32."""
-        return np.asarray(_QUARTER * np.log(np.asarray(sigma, dtype=np.float32)))
+        logarithm = np.log(np.asarray(sigma, dtype=np.float64))  # the same on each processor, as float32's is not
+        return np.asarray(_QUARTER * logarithm.astype(np.float32))
 
     def precondition_outputs(self, sample: Array, model_output: Array, sigma: Any) -> Array:
         """The clean sample that a model's output stands for; of the opposite sign where it predicts v."""

@@ -9,13 +9,12 @@ from . import prediction
 from .base import Array, Generators, SchedulerOutput, check_step, require_generator
 from .betas import linspace
 from .dpm_solver import ALIASES
-from .dpm_solver_updates import SOLVER_TYPES, Level, multistep_update, noise_level
+from .dpm_solver_updates import SOLVER_TYPES, Level, multistep_order, multistep_update, noise_level
 from .edm import EDMScheduler
 from .precision import widened
 from .spacing import check_steps
 
 _ORDERS = (1, 2, 3)
-_FEW_STEPS = 15  # with fewer, `lower_order_final` steadies the last two
 
 
 class EDMDPMSolverMultistepScheduler(EDMScheduler):
@@ -116,7 +115,7 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
         wide = widened(sample)
         clean = self.convert_model_output(widened(model_output), wide)
         self.model_outputs = [*self.model_outputs, clean][-self.config["solver_order"] :]
-        order, noise = self._order_at(index), None
+        order, noise = multistep_order(self.config, len(self.model_outputs), index, len(self.timesteps)), None
         if self.config["algorithm_type"] == "sde-dpmsolver++":
             noise = randn(model_output.shape, require_generator(generator), model_output.dtype)
         previous_sample = multistep_update(
@@ -132,11 +131,3 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
 
     def _level(self, index: int) -> Level:
         return noise_level(np.float32(1), self.sigmas[index])
-
-    def _order_at(self, index: int) -> int:
-        """The order of a step: lower in the beginning, for want of predictions, and towards the end if asked for."""
-        config, order, left = self.config, len(self.model_outputs), len(self.timesteps) - index
-        steadied = config["lower_order_final"] and len(self.timesteps) < _FEW_STEPS
-        if left == 1 and (steadied or config["euler_at_final"] or config["final_sigmas_type"] == "zero"):
-            return 1
-        return min(order, 2) if left == 2 and steadied else order

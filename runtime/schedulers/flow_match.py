@@ -18,6 +18,17 @@ def shifted(sigmas: Array, shift: float) -> Array:
     return np.asarray(shift * sigmas / (1 + (shift - 1) * sigmas))
 
 
+def stretched(sigmas: Array, last: float) -> Array:
+    """Noise levels stretched away from 1 so that the last is this one, as LTX has them.
+
+    A last level of 1, which a single step has, cannot be stretched, and stays.
+    """
+    if sigmas[-1] == 1:
+        return sigmas
+    scale = (1 - sigmas[-1]) / (1 - last)
+    return np.asarray(1 - (1 - sigmas) / scale)
+
+
 class FlowMatchScheduler(SigmaScheduler, abstract=True):
     """A scheduler whose samples lie on the line between clean and noise; there are no betas.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..random import randn
 from .base import Array, Generators, SchedulerOutput, check_step, require_generator
-from .flow_match import FlowMatchScheduler, moved, shifted
+from .flow_match import FlowMatchScheduler, moved, shifted, stretched
 from .precision import widened
 from .sigmas import check_spacers, respaced_sigmas
 from .spacing import check_steps
@@ -111,7 +111,7 @@ class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
         else:
             sigmas = shifted(sigmas, self.shift)
         if self.config["shift_terminal"]:
-            sigmas = self.stretch_shift_to_terminal(sigmas)
+            sigmas = stretched(sigmas, self.config["shift_terminal"])
         respaced = respaced_sigmas(self.config, float(sigmas[-1]), float(sigmas[0]), len(sigmas))
         return sigmas if respaced is None else respaced
 
@@ -128,14 +128,8 @@ class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
         return np.asarray(towards_noise / (towards_noise + (1 - t) ** sigma))
 
     def stretch_shift_to_terminal(self, t: Array) -> Array:
-        """Times stretched away from 1 so that the last is the configuration's `shift_terminal`, as LTX has them.
-
-        A last time of 1, which a single step has, cannot be stretched, and stays.
-        """
-        if t[-1] == 1:
-            return t
-        scale = (1 - t[-1]) / (1 - self.config["shift_terminal"])
-        return np.asarray(1 - (1 - t) / scale)
+        """Times stretched so that the last is the configuration's `shift_terminal`."""
+        return stretched(t, self.config["shift_terminal"])
 
     def scale_noise(self, sample: Array, timestep: Array | Sequence[float], noise: Array) -> Array:
         """Clean samples with the noise of timesteps of the schedule: what `add_noise` is elsewhere.

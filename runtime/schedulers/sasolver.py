@@ -147,7 +147,7 @@ class SASolverScheduler(MultistepSolver):
         return Scheduler.add_noise(self, original_samples, noise, np.asarray(timesteps))
 
     def _moved(self, index: int, start: _Start, newest: int, outputs: Sequence[Array]) -> Array:
-        """The sample at the place after one in the schedule: equation 14 of the paper, or 17 for the correction.
+        """The sample at the place after one in the schedule: the paper's SA-Predictor, or its SA-Corrector.
 
         Args:
             index: where the step starts.
@@ -164,7 +164,7 @@ class SASolverScheduler(MultistepSolver):
             keep, gain = np.exp(-(tau**2) * h) * sigma[0] / sigma[1], (1 + tau**2) * alpha[0]
             deviation = sigma[0] * np.sqrt(-np.expm1(-2 * tau**2 * h))
             integrals = _integrals(order, h, 1 + tau**2)
-            if order == 2:  # the slope's as if its weight were even, for few steps (appendix of the paper, like UniPC)
+            if order == 2:  # the slope's as if its weight were even, for few steps, as UniPC's
                 integrals[1] = h**2 / 2 - h * integrals[0]
         else:
             keep, gain = alpha[0] / alpha[1], -(1 + tau**2) * sigma[0]

@@ -56,13 +56,6 @@ class SecondOrderScheduler(VarianceExplodingScheduler, abstract=True):
         """The noise level at which the model is called."""
         return (self._middles if index % 2 else self._starts)[index // 2]
 
-    def scale_model_input(self, sample: Array, timestep: float | None = None) -> Array:
-        """The sample at variance 1, as the model was trained: divided by sqrt(sigma**2 + 1)."""
-        if timestep is None:
-            raise ValueError(f"{type(self).__name__} needs the timestep to scale its input")
-        sigma = self._sigma_of_call(self._place(timestep))
-        return np.asarray(sample / (sigma**2 + 1) ** np.float32(0.5), dtype=sample.dtype)
-
     def _moved(self, start: Array, by: np.float32, first: Array, second: Array) -> Array:
         """The sample at the end of a whole step, along the second of its derivatives; the first is for others."""
         del first

@@ -7,6 +7,7 @@ variance 1 (variance preserving), as the model was trained.
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -113,11 +114,15 @@ class VarianceExplodingScheduler(SigmaScheduler, abstract=True):
         """The sample at variance 1, as the model was trained: divided by sqrt(sigma**2 + 1)."""
         if timestep is None:
             raise ValueError(f"{type(self).__name__} needs the timestep to scale its input")
-        sigma = self.sigmas[self._place(timestep)]
+        sigma = self._sigma_of_call(self._place(timestep))
         return np.asarray(sample / (sigma**2 + 1) ** np.float32(0.5), dtype=sample.dtype)
 
     def _alpha_sigma(self, sigma: Array) -> tuple[Array, Array]:
         return np.ones_like(sigma), sigma
+
+    def _sigma_of_call(self, index: int) -> Any:
+        """The noise level at which the model is called at a place in the schedule."""
+        return self.sigmas[index]
 
 
 class VariancePreservingScheduler(SigmaScheduler, abstract=True):

@@ -34,6 +34,11 @@ def solver_timesteps(spacing: str, train_steps: int, steps: int, offset: int, la
     return np.arange(end, 0, -train_steps / steps)[:steps].round().astype(np.int64) - 1
 
 
+def flow_levels(levels: Sigmas) -> Sigmas:
+    """The flow's noise levels, in (0, 1), with as much noise beside a clean sample as others have."""
+    return np.asarray(levels / (levels + 1))
+
+
 def solver_levels(
     config: Mapping[str, Any], training_sigmas: NDArray[np.float32], timesteps: Timesteps, *, rounded: bool = True
 ) -> tuple[Sigmas, Timesteps]:
@@ -51,6 +56,9 @@ def solver_levels(
     if levels is None and config.get("use_lu_lambdas"):
         logs = np.log(training_sigmas).astype(np.float64)  # of float32 numbers, as diffusers takes them
         levels = np.exp(np.linspace(logs[-1], logs[0], steps))
+    if levels is not None and config.get("use_flow_sigmas"):
+        levels = flow_levels(levels)
+        return levels, (levels * train_steps).astype(np.int64)
     if levels is not None:
         visited = timestep_of_sigma(levels, np.log(training_sigmas))
         even = config.get("use_karras_sigmas") or config.get("use_lu_lambdas")

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from .base import Array, Scheduler, SchedulerOutput, check_step
-from .flow_match import shifted
+from .flow_match import shifted, stretched
 from .multistep_solver import MultistepSolver
 from .sigmas import respaced_sigmas
-from .solver_levels import Sigmas, solver_timesteps
+from .solver_levels import Sigmas, flow_levels, solver_timesteps
 from .spacing import check_steps
 from .weighted_sum import weighted_sum
 
@@ -127,11 +127,11 @@ class UniPCMultistepScheduler(MultistepSolver):
         if respaced is not None:
             if own is not None:
                 raise ValueError("this scheduler's configuration spaces the noise levels: it takes no sigmas")
-            return np.asarray(respaced / (respaced + 1))
+            return flow_levels(respaced)
         even = np.linspace(1, 1 / len(self), steps + 1)[:-1]
         levels = self._shift(even if own is None else own, mu)
         if self.config["shift_terminal"]:
-            levels = self.stretch_shift_to_terminal(levels)
+            levels = stretched(levels, self.config["shift_terminal"])
         return np.append(min(levels[0], _MOST_NOISE), levels[1:])
 
     def _shift(self, levels: Sigmas, mu: float | None) -> Sigmas:
@@ -142,11 +142,8 @@ class UniPCMultistepScheduler(MultistepSolver):
         return shifted(levels, shift)
 
     def stretch_shift_to_terminal(self, t: Array) -> Array:
-        """Levels stretched away from 1 so that the last is the configuration's `shift_terminal`, as LTX has them."""
-        if t[-1] == 1:  # of a single step: cannot be stretched
-            return t
-        scale = (1 - t[-1]) / (1 - self.config["shift_terminal"])
-        return np.asarray(1 - (1 - t) / scale)
+        """Levels stretched so that the last is the configuration's `shift_terminal`."""
+        return stretched(t, self.config["shift_terminal"])
 
     def step(self, model_output: Array, timestep: float, sample: Array, return_dict: bool = True) -> Any:
         """The sample at the next noise level; the one that is given is corrected first (algorithms 1 and 2).
@@ -188,8 +185,8 @@ class UniPCMultistepScheduler(MultistepSolver):
     def _weights(self, index: int, order: int, *, corrector: bool) -> list[float]:
         """What the sample at a place in the schedule, and the model outputs there and before, add to the next sample.
 
-        Equation 9 of the paper for the corrector, which has the model output of the next place too, weighed last;
-        equation 3 and proposition A.1 for the predictor; for predicted noise or, likewise, predicted clean samples.
+        The paper's UniC for the corrector, which has the model output of the next place too, weighed last; its UniP for
+        the predictor; for predicted noise or, likewise, predicted clean samples.
         """
         places = index + 1 - np.arange(order + 1)  # the next, this one, those before
         alpha, sigma = self._alpha_sigma(self.sigmas[places].astype(np.float64))
@@ -217,6 +214,6 @@ def _combination(ratios: Array, h: float, scale: float) -> Array:
         return np.array([0.5])
     phi, moments = np.expm1(h) / h, []
     for power in range(1, len(ratios) + 1):
-        phi = (phi - 1 / factorial(power)) / h  # phi_(n+1) from phi_n, equation 5
+        phi = (phi - 1 / factorial(power)) / h  # phi_(n+1) from phi_n
         moments.append(factorial(power) * h * phi / scale)
     return np.linalg.solve(np.vander(ratios, increasing=True).T, np.array(moments))

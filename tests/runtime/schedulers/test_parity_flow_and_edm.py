@@ -205,13 +205,13 @@ def test_the_samples_dtype_is_kept(name: str, dtype: type) -> None:
     sample, output = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(dtype)
     generators = stream(ours, 5)
     for index in (0, 1, 2):
-        timestep = theirs.timesteps[index]
+        timestep, own_timestep = theirs.timesteps[index], float(ours.timesteps[index])
         scaled = theirs.scale_model_input(torch.from_numpy(sample), timestep)
-        own = ours.scale_model_input(sample, float(timestep))
+        own = ours.scale_model_input(sample, own_timestep)
         assert own.dtype == dtype
         assert_nearly(own, scaled, dtype)
         expected = theirs.step(torch.from_numpy(output), timestep, torch.from_numpy(sample), **generators["theirs"])
-        found = ours.step(output, float(timestep), sample, **generators["ours"])
+        found = ours.step(output, own_timestep, sample, **generators["ours"])
         assert found.prev_sample.dtype == dtype
         assert_nearly(found.prev_sample, expected.prev_sample, dtype)
 
@@ -232,7 +232,7 @@ def test_a_tuple_has_the_values_of_diffusers_tuple(name: str) -> None:
     theirs.scale_model_input(torch.from_numpy(sample), timestep)
     tensors = torch.from_numpy(output), torch.from_numpy(sample)
     expected = theirs.step(tensors[0], timestep, tensors[1], return_dict=False, **generators["theirs"])
-    found = ours.step(output, float(timestep), sample, return_dict=False, **generators["ours"])
+    found = ours.step(output, float(ours.timesteps[0]), sample, return_dict=False, **generators["ours"])
     assert type(found) is tuple
     for own, other in zip(found, expected, strict=True):
         assert_close(own, other.numpy())
@@ -250,17 +250,17 @@ def test_adding_noise_is_diffusers(name: str) -> None:
             ours.set_begin_index(begin)
             theirs.set_begin_index(begin)
         for _ in range(3):
-            timesteps = theirs.timesteps[[2, 7]]
+            timesteps, own_timesteps = theirs.timesteps[[2, 7]], ours.timesteps[[2, 7]]
             if method == "scale_noise":
                 expected = theirs.scale_noise(tensors[0], timesteps, tensors[1]).numpy()
-                assert_close(ours.scale_noise(clean, timesteps.numpy(), noise), expected)
+                assert_close(ours.scale_noise(clean, own_timesteps, noise), expected)
             else:
                 expected = theirs.add_noise(*tensors, timesteps).numpy()
-            assert_close(ours.add_noise(clean, noise, timesteps.numpy()), expected)
+            assert_close(ours.add_noise(clean, noise, own_timesteps), expected)
             start = theirs.timesteps[begin or 0]
             theirs.scale_model_input(tensors[0], start)
             theirs.step(tensors[0], start, tensors[1])
-            ours.step(clean, float(start), noise)
+            ours.step(clean, float(ours.timesteps[begin or 0]), noise)
 
 
 # Flow matching
@@ -631,3 +631,12 @@ def test_what_the_model_predicted_is_remembered_until_the_timesteps_are_set() ->
         np.testing.assert_array_equal(ours.model_outputs[-1], expected)
     ours.set_timesteps(5)
     assert ours.model_outputs == []
+
+
+@pytest.mark.parametrize(
+    "name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "CMStochasticIterativeScheduler"]
+)
+def test_without_betas_there_is_no_velocity(name: str) -> None:
+    noise = np.zeros(SHAPE, np.float32)
+    with pytest.raises(AttributeError, match=rf"^{name} has no betas, and so no velocity$"):
+        getattr(safelight.runtime, name)().get_velocity(noise, noise, [1])

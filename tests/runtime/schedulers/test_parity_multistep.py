@@ -6,6 +6,7 @@ Once in float32 to parity's limit, and once with float64 samples and sigmas to a
 import copy
 import inspect
 import pickle
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -265,6 +266,44 @@ def test_unipcs_last_step_without_noise_is_the_clean_sample(options: dict[str, A
     velocity = "use_flow_sigmas" in options
     clean = before - sigma * output if velocity else before * (1 + sigma**2) ** 0.5 - sigma * output
     np.testing.assert_allclose(sample, clean, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("spacer", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+@pytest.mark.parametrize("name", [DEIS, SA, "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"])
+def test_respaced_flow_sigmas_lie_between_clean_and_noise(name: str, spacer: str) -> None:
+    # diffusers does that in UniPC with Karras' alone; the others take levels above 1: NaN, or numbers without meaning
+    ours, theirs = pair(name, {**FLOW, spacer: True} | ({"tau_func": lambda timestep: 0.0} if name == SA else {}))
+    set_both(ours, theirs, num_inference_steps=10)
+    assert theirs.sigmas.max() > 1
+    levels = theirs.sigmas[:-1].double().numpy()
+    np.testing.assert_allclose(ours.sigmas[:-1], levels / (levels + 1), rtol=1e-5)
+    last = ours.sigmas[-2] if name in (DEIS, SA) else 0  # as for other levels
+    assert ours.sigmas[-1] == last
+    np.testing.assert_allclose(ours.timesteps, ours.sigmas[:-1] * 1000, atol=1)
+    if spacer == "use_karras_sigmas":
+        own_unipc, unipc = pair(UNIPC, {**FLOW, spacer: True})
+        set_both(own_unipc, unipc, num_inference_steps=10)
+        np.testing.assert_allclose(ours.sigmas[:-1], unipc.sigmas[:-1].numpy(), rtol=1e-5)
+        np.testing.assert_array_equal(ours.timesteps, unipc.timesteps.numpy())
+    sample = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    clean = np.tanh(sample)
+    start = sample
+    for timestep, sigma in zip(ours.timesteps.tolist(), ours.sigmas, strict=False):
+        sample = ours.step((sample - clean) / sigma, timestep, sample).prev_sample  # the velocity of a path to clean
+    noise = (start - (1 - ours.sigmas[0]) * clean) / ours.sigmas[0]
+    np.testing.assert_allclose(sample, (1 - last) * clean + last * noise, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [(UNIPC, "solver_p", safelight.runtime.DDIMScheduler()), (SA, "tau_func", lambda timestep: 0.0)],
+)
+def test_options_that_json_has_not_are_shown_and_not_saved(name: str, option: str, value: Any, tmp_path: Path) -> None:
+    scheduler = getattr(safelight.runtime, name)(**{option: value})
+    assert f'"{option}": ' in repr(scheduler)
+    with pytest.raises(ValueError, match=rf"^{name} cannot be saved with its options: .* not JSON serializable"):
+        scheduler.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_single_step_is_not_stretched() -> None:
