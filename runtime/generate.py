@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import itertools
+import json
 import logging
 import re
 import secrets
@@ -56,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-type", choices=("pil", "np", "latent"), default="pil", help="np, latent: .npy files")
     parser.add_argument("--grid", action="store_true", default=None, help="one picture of all, instead of one each")
     parser.add_argument("--scheduler", help="a class name, such as DDIMScheduler (default: the model's own)")
+    parser.add_argument(
+        "--scheduler-option", action="append", metavar="NAME=VALUE", help="such as use_karras_sigmas=true; repeatable"
+    )
     parser.add_argument("--seed", type=int, help="of the first picture, the next has the next (default: chosen)")
     option("--negative-prompt", str, "what to move away from")
     option("--height", int, "in pixels; the model's own if not given")
@@ -133,8 +137,14 @@ def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -
     model = parameters["model"]
     path = bundled_model() if model == BUNDLED else model
     pipeline = DiffusionPipeline.from_pretrained(path, backend=backend, device=device)
-    if name := parameters.get("scheduler"):
-        pipeline.scheduler = scheduler_class(name).from_config(pipeline.scheduler.config)  # type: ignore[attr-defined]
+    name, options = parameters.get("scheduler"), parameters.get("scheduler_options", {})
+    if name or options:
+        own = pipeline.scheduler  # type: ignore[attr-defined]
+        kind = scheduler_class(name) if name else type(own)
+        known = list(inspect.signature(kind).parameters)
+        if unknown := [option for option in options if option not in known]:
+            raise ValueError(f"{kind.__name__} has no option {', '.join(unknown)}; it has: {', '.join(known)}")
+        pipeline.scheduler = kind.from_config(own.config, **options)  # type: ignore[attr-defined]
     return pipeline
 
 
@@ -147,7 +157,11 @@ def _request(arguments: argparse.Namespace) -> Request:
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if given.get("model") == BUNDLED and Path(BUNDLED).is_dir():
         given["model"] = f"./{BUNDLED}"  # the folder that is named so, and not the bundled model
+    if "scheduler" in given:
+        parameters.pop("scheduler_options", None)  # the other scheduler's
     parameters |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    if arguments.scheduler_option:
+        parameters["scheduler_options"] = dict(_option(text) for text in arguments.scheduler_option)
     if arguments.prompt:
         parameters["prompt"] = arguments.prompt[0] if len(arguments.prompt) == 1 else arguments.prompt
     prompts = parameters.get("prompt")
@@ -166,6 +180,17 @@ def _request(arguments: argparse.Namespace) -> Request:
         grid=bool(parameters.get("grid")),
         parameters=parameters,
     )
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """The name and the value of NAME=VALUE; a value that is no JSON is a string."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError(f"--scheduler-option must be NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:

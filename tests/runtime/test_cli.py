@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safelight.runtime import DiffusionPipeline, Generator, StableDiffusionPipeline, bundled_model, doctor
+from safelight.runtime import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    Generator,
+    StableDiffusionPipeline,
+    bundled_model,
+    doctor,
+)
 from safelight.runtime.backends import BACKENDS
 from safelight.runtime.cli import main
 from safelight.runtime.image import read_parameters
@@ -342,6 +349,26 @@ def test_a_scheduler_is_made_from_the_models_configuration(generate: Run) -> Non
         assert "Sampler: DDIM" in image.info["parameters"]
 
 
+def test_a_scheduler_is_made_with_options(generate: Run) -> None:
+    karras = ("--scheduler-option", "use_karras_sigmas=true")
+    options = ("--scheduler", "DPMSolverMultistepScheduler", *karras, "--scheduler-option", "solver_type=heun")
+    _, path = generate(PROMPT, "--seed", 0, *options)
+    assert read_parameters(path)["scheduler_options"] == {"use_karras_sigmas": True, "solver_type": "heun"}
+    pipeline = DiffusionPipeline.from_pretrained(bundled_model())
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, use_karras_sigmas=True, solver_type="heun"
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(PROMPT, seed=0, num_inference_steps=2, height=32, width=32).images[0]
+    np.testing.assert_array_equal(pixels(path), np.asarray(expected))
+    _, again = generate("--from-image", path)
+    np.testing.assert_array_equal(pixels(again), pixels(path))
+    _, other = generate("--from-image", path, "--scheduler", "DDIMScheduler")
+    assert "scheduler_options" not in read_parameters(other)
+    _, own = generate(PROMPT, "--seed", 0, "--scheduler-option", "timestep_spacing=trailing")
+    assert not np.array_equal(pixels(own), pixels(generate(PROMPT, "--seed", 0)[1]))
+
+
 def test_a_seeds_noise_may_be_given_as_latents(generate: Run) -> None:
     np.save("noise", Generator(6).randn((1, 4, 8, 8)))
     given, own = generate(PROMPT, "--latents", "noise.npy")[1], generate(PROMPT, "--seed", 6)[1]
@@ -372,6 +399,16 @@ def test_the_progress_bar_is_shown_unless_turned_off(capsys: pytest.CaptureFixtu
         ([], 'give a prompt, such as: safelight generate "cat face on a blue background"'),
         (["cat", "--prompt-embeds", "x.npy"], "give a prompt or --prompt-embeds, not both"),
         (["cat", "--scheduler", "Nothing"], "unknown scheduler 'Nothing'; known: CMStochasticIterativeScheduler, "),
+        (["cat", "--scheduler-option", "x"], "--scheduler-option must be NAME=VALUE, got 'x'"),
+        (["cat", "--scheduler-option", "=1"], "--scheduler-option must be NAME=VALUE, got '=1'"),
+        (
+            ["cat", "--scheduler", "DDIMScheduler", "--scheduler-option", "use_karras_sigmas=true"],
+            "DDIMScheduler has no option use_karras_sigmas; it has: num_train_timesteps, beta_start, ",
+        ),
+        (
+            ["cat", "--scheduler", "DDIMScheduler", "--scheduler-option", "timestep_spacing=wide"],
+            "DDIMScheduler: unknown timestep_spacing 'wide'; known: ",
+        ),
         (["cat", "--model", "none"], "none does not exist, and is no hub id either (owner/name)"),
         (["cat", "--model", "."], ". is no model folder: it has no model_index.json"),
         (["cat", "--height", "30"], "height must be a multiple of 4, got 30; nearest are 28 and 32"),
