@@ -27,9 +27,14 @@ class DiffusionPipeline(ABC):
     #: diffusers' name of a pipeline -> its class here
     registry: ClassVar[dict[str, "type[DiffusionPipeline]"]] = {}
 
-    def __init_subclass__(cls) -> None:
-        """Makes a pipeline known by its name, which is diffusers'."""
-        DiffusionPipeline.registry[cls.__name__] = cls
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        """Makes a pipeline known by its name, which is diffusers'.
+
+        Args:
+            abstract: it is no pipeline, only what several have in common.
+        """
+        if not abstract:
+            DiffusionPipeline.registry[cls.__name__] = cls
 
     def __init__(self, folder: ModelFolder, engine: Engine, components: Mapping[str, Any]) -> None:
         self.folder = folder
