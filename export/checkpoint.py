@@ -13,6 +13,8 @@ from safelight.runtime.source import download, is_hub_id
 from .networks import COMPONENT_KINDS
 
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+_SCHEDULER_CONFIG = "scheduler_config.json"
+_PROCESSOR_CONFIG = "preprocessor_config.json"
 #: parts of a checkpoint that the picture does not need
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 
@@ -34,8 +36,8 @@ class Checkpoint:
     path: Path
     index: Mapping[str, Any]
     components: tuple[Component, ...]
+    files: Mapping[str, Path]  # in the export -> in the checkpoint: what is copied as it is
     tokenizers: tuple[str, ...]
-    schedulers: tuple[str, ...]
     left_out: tuple[str, ...]  # optional components that it has and an export does not
     source: dict[str, Any]  # for the manifest
 
@@ -67,13 +69,16 @@ def open_checkpoint(
     if any(path.glob(f"*/{GRAPH}")):
         raise ValueError(f"{path} was exported already: it holds {GRAPH} files")
     index = read_json_object(path / MODEL_INDEX)
-    components, tokenizers, schedulers, left_out = [], [], [], []
+    components: list[Component] = []
+    tokenizers, left_out = [], []
+    copied: dict[str, Path] = {}
     for name, class_name in _classes(index).items():
-        if name in _OPTIONAL:
+        if class_name.startswith("DPT") and name == "feature_extractor":
+            copied[f"{name}/{_PROCESSOR_CONFIG}"] = _folder(path, name, _PROCESSOR_CONFIG) / _PROCESSOR_CONFIG
+        elif name in _OPTIONAL:
             left_out.append(name)
         elif class_name.endswith("Scheduler"):
-            read_json_object(path / name / "scheduler_config.json")
-            schedulers.append(name)
+            copied[f"{name}/{_SCHEDULER_CONFIG}"] = _folder(path, name, _SCHEDULER_CONFIG) / _SCHEDULER_CONFIG
         elif class_name in _TOKENIZERS:
             tokenizers.append(name)
         elif class_name in COMPONENT_KINDS:
@@ -83,6 +88,8 @@ def open_checkpoint(
                 f"{path}: component {name} is a {class_name}, which cannot be exported yet; "
                 f"known: {', '.join(COMPONENT_KINDS)}"
             )
+    for file in copied.values():
+        read_json_object(file)
     if not components:
         raise ValueError(f"{path / MODEL_INDEX} names no network")
     files = {str(file.relative_to(path)): file for component in components for file in _files(component)}
@@ -90,8 +97,8 @@ def open_checkpoint(
         path=path,
         index=index,
         components=tuple(components),
+        files=copied,
         tokenizers=tuple(tokenizers),
-        schedulers=tuple(schedulers),
         left_out=tuple(left_out),
         source={
             "id": str(source) if is_hub_id(str(source)) and not Path(source).exists() else path.resolve().name,
@@ -110,11 +117,22 @@ def _classes(index: Mapping[str, Any]) -> dict[str, str]:
 
 def _component(path: Path, name: str, class_name: str, variant: str | None) -> Component:
     """One network, whose folder, configuration and weights must be there and make sense."""
-    folder = path / name
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{path} lacks the component {name}, which its {MODEL_INDEX} names")
+    folder = _folder(path, name, "config.json")
     COMPONENT_KINDS[class_name].model.check_pretrained(folder, variant=variant)
     return Component(name, class_name, folder, variant)
+
+
+def _folder(path: Path, name: str, file: str) -> Path:
+    """Where a component lies: in a folder of its name, or flat at the root, as the first checkpoints of diffusers do.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    if (path / name).is_dir():
+        return path / name
+    if (path / file).is_file():
+        return path
+    raise FileNotFoundError(f"{path} lacks the component {name}, which its {MODEL_INDEX} names")
 
 
 def _files(component: Component) -> list[Path]:

@@ -210,10 +210,9 @@ def _copy_the_rest(checkpoint: Checkpoint, folder: Path) -> None:
     (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name in checkpoint.tokenizers:
         CLIPTokenizer.from_pretrained(checkpoint.path / name).save_pretrained(folder / name)
-    for name in checkpoint.schedulers:
-        (folder / name).mkdir()
-        file = "scheduler_config.json"
-        shutil.copyfile(checkpoint.path / name / file, folder / name / file)
+    for name, file in checkpoint.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / name)
 
 
 @contextmanager

@@ -7,7 +7,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from safelight.reference import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from safelight.reference import (
+    AutoencoderKL,
+    CLIPTextModel,
+    DPTForDepthEstimation,
+    UNet2DConditionModel,
+)
 
 Config = Mapping[str, Any]
 
@@ -113,6 +118,27 @@ def _unet(component: str, config: Config) -> list[NetworkDescription]:
     ]
 
 
+#: pixels of the depth map along each side of a patch, whatever the patch's size
+_DEPTH_A_PATCH = 16
+
+
+def _depth_estimator(component: str, config: Config) -> list[NetworkDescription]:
+    size = config["image_size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    deep, wide = (_DEPTH_A_PATCH * (side // config["patch_size"]) for side in (height, width))
+    return [
+        NetworkDescription(
+            name=component,
+            component=component,
+            run=DPTForDepthEstimation.predict,
+            inputs=(TensorDescription("pixel_values", ("batch", config["num_channels"], height, width)),),
+            outputs=(TensorDescription("predicted_depth", ("batch", deep, wide)),),
+            trace_sizes={"batch": 2},
+            check_sizes=({"batch": 2}, {"batch": 1}),
+        )
+    ]
+
+
 def _autoencoder(component: str, config: Config) -> list[NetworkDescription]:
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     latent = config["latent_channels"]
@@ -157,6 +183,7 @@ COMPONENT_KINDS: Mapping[str, ComponentKind] = {
     "CLIPTextModel": ComponentKind(CLIPTextModel, _text_encoder),
     "UNet2DConditionModel": ComponentKind(UNet2DConditionModel, _unet),
     "AutoencoderKL": ComponentKind(AutoencoderKL, _autoencoder),
+    "DPTForDepthEstimation": ComponentKind(DPTForDepthEstimation, _depth_estimator),
 }
 
 

@@ -7,6 +7,7 @@ from .autoencoder import (
     DecoderOutput,
     DiagonalGaussianDistribution,
 )
+from .depth_estimator import DepthEstimatorOutput, DPTConfig, DPTForDepthEstimation
 from .text_encoder import CLIPTextConfig, CLIPTextModel, CLIPTextOutput
 from .unet import UNet2DConditionConfig, UNet2DConditionModel, UNet2DConditionOutput
 
@@ -17,7 +18,10 @@ __all__ = [
     "CLIPTextConfig",
     "CLIPTextModel",
     "CLIPTextOutput",
+    "DPTConfig",
+    "DPTForDepthEstimation",
     "DecoderOutput",
+    "DepthEstimatorOutput",
     "DiagonalGaussianDistribution",
     "UNet2DConditionConfig",
     "UNet2DConditionModel",

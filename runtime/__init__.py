@@ -3,9 +3,22 @@
 from typing import TYPE_CHECKING, Any
 
 from . import schedulers
-from .networks import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from .networks import AutoencoderKL, CLIPTextModel, UNet2DConditionModel, UNet2DModel
 from .philox import CUDAGenerator
-from .pipelines import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionPipelineOutput
+from .pipelines import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    DDIMPipeline,
+    DDPMPipeline,
+    DiffusionPipeline,
+    ImagePipelineOutput,
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionPipelineOutput,
+)
 from .random import Generator
 from .source import bundled_model
 from .tokenizer import CLIPTokenizer
@@ -40,13 +53,18 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
     "AutoencoderKL",
     "CLIPTextModel",
     "CLIPTokenizer",
     "CMStochasticIterativeScheduler",
     "CUDAGenerator",
     "DDIMInverseScheduler",
+    "DDIMPipeline",
     "DDIMScheduler",
+    "DDPMPipeline",
     "DDPMScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler",
@@ -63,16 +81,21 @@ __all__ = [
     "Generator",
     "HeunDiscreteScheduler",
     "IPNDMScheduler",
+    "ImagePipelineOutput",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
     "SASolverScheduler",
+    "StableDiffusionDepth2ImgPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
     "TCDScheduler",
     "UNet2DConditionModel",
+    "UNet2DModel",
     "UniPCMultistepScheduler",
     "bundled_model",
 ]

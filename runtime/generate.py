@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 
 from .image import image_grid, read_parameters, save_png
-from .pipelines import DiffusionPipeline, StableDiffusionPipeline
+from .image_input import open_image
+from .pipelines import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    DiffusionPipeline,
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UnconditionalPipeline,
+)
 from .schedulers import scheduler_class
 from .source import bundled_model
 
@@ -29,17 +38,24 @@ BUNDLED = "emoji"
 #: options that are arguments of the pipeline's call, recorded in the picture
 CALL = (
     "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "guidance_rescale", "eta",
-    "clip_skip", "latents", "prompt_embeds", "negative_prompt_embeds",
+    "clip_skip", "latents", "prompt_embeds", "negative_prompt_embeds", "strength", "padding_mask_crop",
+    "image", "mask_image", "depth_map",
 )  # fmt: skip
 #: of those, the ones that are files of arrays
-ARRAYS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+ARRAYS = ("latents", "prompt_embeds", "negative_prompt_embeds", "depth_map")
+#: and those that are pictures
+PICTURES = ("image", "mask_image")
 #: what a user who names a file may mean, and that is not always what is written
+_NO_PROMPT = "embeddings"  # in the name of a file
 _OTHER_KINDS = {".png", ".npy", ".jpg", ".jpeg", ".webp"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments; flags are spelled as the pipeline's parameters, whose defaults they have."""
-    signature = inspect.signature(StableDiffusionPipeline.__call__).parameters
+    signature = {
+        **inspect.signature(StableDiffusionInpaintPipeline.__call__).parameters,
+        **inspect.signature(StableDiffusionPipeline.__call__).parameters,
+    }
 
     def option(flag: str, kind: type, text: str) -> None:
         default = signature[flag.removeprefix("--").replace("-", "_")].default
@@ -73,6 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--latents", Path, "a .npy file: the starting noise, instead of a seed's")
     option("--prompt-embeds", Path, "a .npy file: text embeddings, instead of a prompt")
     option("--negative-prompt-embeds", Path, "a .npy file: text embeddings, instead of a negative prompt")
+    parser.add_argument("--image", type=Path, help="a picture to start from: image to image")
+    parser.add_argument("--mask", type=Path, dest="mask_image", help="of the picture: what is white is made anew")
+    parser.add_argument(
+        "--strength", type=float, help="0 to 1: how far to go from the picture (default: 0.8; with a mask 1)"
+    )
+    option("--padding-mask-crop", int, "work on the mask's surroundings alone, so many pixels wide")
+    parser.add_argument("--depth-map", type=Path, help="a .npy file: (1, height, width), for a depth-to-image model")
     parser.add_argument("--backend", default="onnxruntime", help="(default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
@@ -116,6 +139,21 @@ class Request:
         """Runs the pipeline."""
         options = {name: self.parameters[name] for name in CALL if self.parameters.get(name) is not None}
         options |= {name: np.load(options[name], allow_pickle=False) for name in ARRAYS if name in options}
+        options |= {name: open_image(options[name]) for name in PICTURES if name in options}
+        known = inspect.signature(pipeline.__call__).parameters
+        if "image" in options and "height" not in known:  # the picture says it
+            own = options["image"].size
+            sides = [options.pop(name, side) for name, side in zip(("width", "height"), own, strict=True)]
+            options["image"] = options["image"].resize(sides)
+        if unknown := [name for name in options if name not in known]:
+            flags = ", ".join(f"--{name.replace('_image', '').replace('_', '-')}" for name in unknown)
+            raise ValueError(f"{type(pipeline).__name__} takes no {flags}")
+        if isinstance(pipeline, UnconditionalPipeline):
+            if self.prompts is not None:
+                raise ValueError(f"{type(pipeline).__name__} takes no prompt")
+            return pipeline(batch_size=self.count, seed=self.seeds, output_type=output_type, **options)
+        if self.prompts is None and "prompt_embeds" not in options:
+            raise ValueError('give a prompt, such as: safelight generate "cat face on a blue background"')
         return pipeline(
             self.prompts,
             num_images_per_prompt=self.count,
@@ -137,6 +175,10 @@ def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -
     model = parameters["model"]
     path = bundled_model() if model == BUNDLED else model
     pipeline = DiffusionPipeline.from_pretrained(path, backend=backend, device=device)
+    if parameters.get("mask_image") is not None:
+        pipeline = AutoPipelineForInpainting.from_pipe(pipeline)
+    elif parameters.get("image") is not None and not isinstance(pipeline, StableDiffusionDepth2ImgPipeline):
+        pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
     name, options = parameters.get("scheduler"), parameters.get("scheduler_options", {})
     if name or options:
         own = pipeline.scheduler  # type: ignore[attr-defined]
@@ -166,13 +208,12 @@ def _request(arguments: argparse.Namespace) -> Request:
         parameters["prompt"] = arguments.prompt[0] if len(arguments.prompt) == 1 else arguments.prompt
     prompts = parameters.get("prompt")
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    if prompts is None and parameters.get("prompt_embeds") is None:
-        raise ValueError('give a prompt, such as: safelight generate "cat face on a blue background"')
     if prompts is not None and parameters.get("prompt_embeds") is not None:
         raise ValueError("give a prompt or --prompt-embeds, not both")
     count = parameters.setdefault("num_images_per_prompt", 1)
     seed = parameters.setdefault("seed", secrets.randbits(32))
-    batch = len(prompts) if prompts is not None else len(np.load(parameters["prompt_embeds"], mmap_mode="r"))
+    embeds = parameters.get("prompt_embeds")
+    batch = len(prompts or [None]) if embeds is None else len(np.load(embeds, mmap_mode="r"))
     return Request(
         prompts=prompts,
         count=count,
@@ -196,7 +237,7 @@ def _option(text: str) -> tuple[str, Any]:
 def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:
     """Writes the pictures, or the arrays, and returns where they lie."""
     kind = _kind(arguments)
-    name = _slug(request.prompts[0] if request.prompts else "embeddings")
+    name = _slug(request.prompts[0] if request.prompts else _NO_PROMPT)
     if kind == ".npy":
         path = _place(arguments.output, kind, f"{request.seeds[0]}-{name}")
         np.save(path, images)
@@ -211,7 +252,7 @@ def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: 
         output: Path = arguments.output
         if output.suffix.lower() == kind and len(images) > 1:
             output = output.with_stem(f"{output.stem}-{index}")
-        prompt = request.prompts[index // request.count] if request.prompts else "embeddings"
+        prompt = request.prompts[index // request.count] if request.prompts else _NO_PROMPT
         paths.append(_place(output, kind, f"{request.seeds[index]}-{_slug(prompt)}"))
         save_png(image, paths[-1], parameters | request.of_picture(index))
     return paths

@@ -163,7 +163,7 @@ def is_checkpoint(path: Path) -> bool:
     """Whether the folder is a checkpoint in diffusers' layout: an index and weights, and no graph."""
     if not (path / MODEL_INDEX).is_file() or any(path.glob(f"*/{GRAPH}")):
         return False
-    return any(next(path.glob(f"*/{pattern}"), None) for pattern in _WEIGHTS)
+    return any(next(path.glob(f"{place}{pattern}"), None) for pattern in _WEIGHTS for place in ("*/", ""))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -4,18 +4,20 @@ What an engine calls `encoder_hidden_states`, `out_sample` or `latent_parameters
 and the constants that belong to a network (an autoencoder's `scaling_factor`) are applied here, once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from .backends import Array, Network, backend_module, open_network
 from .config import FrozenConfig
-from .model_folder import ModelFolder
+from .model_folder import ModelFolder, open_model_folder
 from .random import Generator, randn
+from .source import local_model
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,15 @@ class Engine:
 #: class -> what it takes, in diffusers and transformers, for keys that a checkpoint's `config.json` leaves out
 DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "AutoencoderKL": {"block_out_channels": [64], "scaling_factor": 0.18215, "shift_factor": None},
+        "AutoencoderKL": {
+            "block_out_channels": [64],
+            "latent_channels": 4,
+            "scaling_factor": 0.18215,
+            "shift_factor": None,
+        },
         "CLIPTextModel": {"num_hidden_layers": 12, "layer_norm_eps": 1e-5},
+        "DPTForDepthEstimation": {},
+        "UNet2DModel": {"sample_size": None, "in_channels": 3},
         "UNet2DConditionModel": {"sample_size": None, "in_channels": 4, "cross_attention_dim": 1280},
     }
 )
@@ -47,14 +56,14 @@ def read_config(folder: ModelFolder, network: str, class_name: str) -> FrozenCon
 
 
 @dataclass(frozen=True)
-class UNet2DConditionOutput:
+class UNetOutput:
     """What a UNet predicts: (batch, out_channels, height, width), float32."""
 
     sample: Array
 
 
-class UNet2DConditionModel:
-    """Predicts noise (or velocity, or the clean sample) from a noisy latent, a timestep and a prompt's embeddings."""
+class _UNet:
+    """A network that takes a timestep."""
 
     def __init__(self, network: Network, config: FrozenConfig) -> None:
         self.network = network
@@ -64,14 +73,8 @@ class UNet2DConditionModel:
             raise ValueError(f"this graph is no UNet: it takes {', '.join(ranks)}, and no timestep")
         self._timestep_rank = ranks["timestep"]  # one per image here; a scalar in optimum's exports
 
-    def __call__(self, sample: Array, timestep: float | Array, encoder_hidden_states: Array) -> UNet2DConditionOutput:
-        """Runs the network once.
-
-        Args:
-            sample: (batch, in_channels, height, width); any height and width of at least one pixel.
-            timestep: one number for the batch, or (batch,).
-            encoder_hidden_states: (batch, length, cross_attention_dim).
-        """
+    def _predict(self, sample: Array, timestep: float | Array, **others: Array) -> UNetOutput:
+        """Runs the network once; a timestep for all of the batch is repeated, if the graph takes one per image."""
         timesteps = np.asarray(timestep, dtype=np.float32)
         if self._timestep_rank:
             timesteps = np.broadcast_to(timesteps, (sample.shape[0],))
@@ -79,12 +82,83 @@ class UNet2DConditionModel:
             if np.unique(timesteps).size != 1:
                 raise ValueError("this UNet's graph takes one timestep for the whole batch")
             timesteps = timesteps.ravel()[0]
-        inputs = {"sample": sample, "timestep": timesteps, "encoder_hidden_states": encoder_hidden_states}
-        return UNet2DConditionOutput(_float32(self.network(inputs)["out_sample"]))
+        return UNetOutput(_float32(self.network({"sample": sample, "timestep": timesteps, **others})["out_sample"]))
 
     def close(self) -> None:
         """Gives the engine's memory back."""
         self.network.close()
+
+
+class UNet2DModel(_UNet):
+    """Predicts noise (or the clean sample) from a noisy image and a timestep: the quicktour's `model`."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        backend: str = "onnxruntime",
+        device: str = "cpu",
+        use_safetensors: bool | None = True,
+        **source: Any,
+    ) -> Self:
+        """Opens the UNet of a model folder, a checkpoint or a hub id.
+
+        Args:
+            pretrained_model_name_or_path: see `DiffusionPipeline.from_pretrained`.
+            backend: the engine that runs it.
+            device: where it runs it.
+            use_safetensors: must not be False: pickled weights are never loaded.
+            **source: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            FileNotFoundError: there is no such folder or hub id, or it has no UNet.
+            ValueError: the folder's UNet is of another class.
+        """
+        if use_safetensors is False:
+            raise ValueError("use_safetensors=False asks for pickled weights, which are never loaded")
+        folder = open_model_folder(local_model(pretrained_model_name_or_path, **source))
+        found = folder.index.get("unet", [None, None])[1]
+        if found != cls.__name__:
+            raise ValueError(f"{folder.path} has no {cls.__name__}: its unet is a {found}")
+        return cls(Engine(backend, device).open(folder, "unet"), read_config(folder, "unet", cls.__name__))
+
+    def __call__(
+        self, sample: Array, timestep: float | Array, class_labels: Array | None = None, return_dict: bool = True
+    ) -> Any:
+        """Runs the network once.
+
+        Args:
+            sample: (batch, in_channels, height, width).
+            timestep: one number for the batch, or (batch,).
+            class_labels: (batch,) of integers, for a model that has classes; or of times, where they are those.
+            return_dict: a `UNetOutput` when true, else a tuple.
+
+        Raises:
+            ValueError: labels are missing, or the model has no classes.
+        """
+        takes = {spec.name: spec for spec in self.network.inputs}
+        if (class_labels is None) == ("class_labels" in takes):
+            raise ValueError("this model needs class_labels" if class_labels is None else "this model has no classes")
+        others = {}
+        if class_labels is not None:
+            others["class_labels"] = np.asarray(class_labels, dtype=takes["class_labels"].dtype)
+        output = self._predict(sample, timestep, **others)
+        return output if return_dict else (output.sample,)
+
+
+class UNet2DConditionModel(_UNet):
+    """Predicts noise (or velocity, or the clean sample) from a noisy latent, a timestep and a prompt's embeddings."""
+
+    def __call__(self, sample: Array, timestep: float | Array, encoder_hidden_states: Array) -> UNetOutput:
+        """Runs the network once.
+
+        Args:
+            sample: (batch, in_channels, height, width); any height and width of at least one pixel.
+            timestep: one number for the batch, or (batch,).
+            encoder_hidden_states: (batch, length, cross_attention_dim).
+        """
+        return self._predict(sample, timestep, encoder_hidden_states=encoder_hidden_states)
 
 
 @dataclass(frozen=True)
@@ -109,8 +183,8 @@ class DiagonalGaussian:
         """The most likely latents: the mean."""
         return self.mean
 
-    def sample(self, generator: Generator) -> Array:
-        """Latents drawn from the distribution."""
+    def sample(self, generator: Generator | Sequence[Generator]) -> Array:
+        """Latents drawn from the distribution; one generator for the batch, or one per image."""
         mean = self.mean
         return np.asarray(mean + self.std * randn(mean.shape, generator))
 
@@ -132,6 +206,11 @@ class AutoencoderKL:
     def factor(self) -> int:
         """How many pixels of the image one pixel of the latents is, along each side."""
         return int(2 ** (len(self.config["block_out_channels"]) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.config["latent_channels"])
 
     def encode(self, sample: Array) -> DiagonalGaussian:
         """The latents' distribution of images: (batch, 3, height, width) in [-1, 1]; unscaled."""
@@ -156,6 +235,35 @@ class AutoencoderKL:
         self.decoder.close()
         if "encoder" in self.__dict__:
             self.encoder.close()
+
+
+@dataclass(frozen=True)
+class DepthEstimatorOutput:
+    """How near everything is: (batch, height, width), float32, larger is nearer, of no known scale."""
+
+    predicted_depth: Array
+
+
+class DPTForDepthEstimation:
+    """Depth from a picture. The network is opened when it is first used: who brings a depth map needs none."""
+
+    def __init__(self, config: FrozenConfig, open_network: Callable[[], Network]) -> None:
+        self.config = config
+        self._open_network = open_network
+
+    @cached_property
+    def network(self) -> Network:
+        """The estimator's network."""
+        return self._open_network()
+
+    def __call__(self, pixel_values: Array) -> DepthEstimatorOutput:
+        """The depth of (batch, 3, height, width), as `DPTImageProcessor` makes it."""
+        return DepthEstimatorOutput(_float32(self.network({"pixel_values": pixel_values})["predicted_depth"]))
+
+    def close(self) -> None:
+        """Gives the engine's memory back."""
+        if "network" in self.__dict__:
+            self.network.close()
 
 
 @dataclass(frozen=True)
@@ -222,6 +330,11 @@ class CLIPTextModel:
         self.network.close()
 
 
+def open_unconditional_unet(folder: ModelFolder, engine: Engine, component: str = "unet") -> UNet2DModel:
+    """Opens a model folder's unconditional UNet."""
+    return UNet2DModel(engine.open(folder, component), read_config(folder, component, "UNet2DModel"))
+
+
 def open_unet(folder: ModelFolder, engine: Engine, component: str = "unet") -> UNet2DConditionModel:
     """Opens a model folder's UNet."""
     return UNet2DConditionModel(engine.open(folder, component), read_config(folder, component, "UNet2DConditionModel"))
@@ -245,6 +358,14 @@ def open_text_encoder(folder: ModelFolder, engine: Engine, component: str = "tex
     return CLIPTextModel(engine.open(folder, component), config, read_final_layer_norm)
 
 
+def open_depth_estimator(
+    folder: ModelFolder, engine: Engine, component: str = "depth_estimator"
+) -> DPTForDepthEstimation:
+    """A model folder's depth estimator; it is opened when it is used."""
+    config = read_config(folder, component, "DPTForDepthEstimation")
+    return DPTForDepthEstimation(config, lambda: engine.open(folder, component))
+
+
 #: the reference's name of the norm that follows the last layer of a text encoder
 FINAL_LAYER_NORM = "text_model.final_layer_norm"
 
@@ -252,7 +373,9 @@ FINAL_LAYER_NORM = "text_model.final_layer_norm"
 NETWORK_OPENERS: dict[str, Callable[[ModelFolder, Engine, str], Any]] = {
     "AutoencoderKL": open_autoencoder,
     "CLIPTextModel": open_text_encoder,
+    "DPTForDepthEstimation": open_depth_estimator,
     "UNet2DConditionModel": open_unet,
+    "UNet2DModel": open_unconditional_unet,
 }
 
 

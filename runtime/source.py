@@ -13,10 +13,13 @@ from pathlib import Path
 from .manifest import FORMAT_VERSION, file_record
 from .model_folder import MODEL_INDEX, is_checkpoint
 
+#: what says where a model comes from, among the options of `from_pretrained`
+SOURCE_OPTIONS = ("variant", "revision", "token", "cache_dir", "local_files_only")
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 #: what a model folder may hold, and what a checkpoint in diffusers' layout holds; never code, never pickles, nor the
 #: whole model in a single file, which lies beside the folders
-_HUB_FILES = ("*.json", "*.txt", "*.onnx", "*.onnx_data", "*/*.safetensors")
+_HUB_FILES = ("*.json", "*.txt", "*.onnx", "*.onnx_data", "*/*.safetensors", "diffusion_pytorch_model*.safetensors")
 
 
 def bundled_model() -> Path:

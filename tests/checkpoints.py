@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,9 @@ LINEAR = TinyCheckpoint(
     seed=1,
 )
 
+DEPTH = replace(LINEAR, name="depth", unet={**LINEAR.unet, "in_channels": 5}, seed=3)
+INPAINTING = replace(LINEAR, name="inpainting", unet={**LINEAR.unet, "in_channels": 9}, seed=2)
+
 SCHEDULER = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -106,7 +109,13 @@ SCHEDULER = {
 
 def make_checkpoint(tiny: TinyCheckpoint) -> Path:
     """A folder in diffusers' layout with random weights; made once."""
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        PNDMScheduler,
+        StableDiffusionDepth2ImgPipeline,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     description = [tiny.name, tiny.seed, *map(dict, (tiny.unet, tiny.vae, tiny.text_encoder, tiny.scheduler))]
@@ -124,17 +133,68 @@ def make_checkpoint(tiny: TinyCheckpoint) -> Path:
         projection_dim=16,
         **tiny.text_encoder,
     )
-    pipeline = StableDiffusionPipeline(
-        vae=_randomized(AutoencoderKL(**tiny.vae)),
-        text_encoder=_randomized(CLIPTextModel(text_config)),
-        tokenizer=tokenizer,
-        unet=_randomized(UNet2DConditionModel(**tiny.unet)),
-        scheduler=PNDMScheduler(**SCHEDULER | dict(tiny.scheduler)),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {
+        "vae": _randomized(AutoencoderKL(**tiny.vae)),
+        "text_encoder": _randomized(CLIPTextModel(text_config)),
+        "tokenizer": tokenizer,
+        "unet": _randomized(UNet2DConditionModel(**tiny.unet)),
+        "scheduler": PNDMScheduler(**SCHEDULER | dict(tiny.scheduler)),
+    }
+    if tiny is DEPTH:
+        estimator, processor = _depth_estimator()
+        pipeline = StableDiffusionDepth2ImgPipeline(**parts, depth_estimator=estimator, feature_extractor=processor)
+    else:
+        pipeline = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
     return _publish(folder, pipeline.save_pretrained)
+
+
+def _depth_estimator() -> tuple[Any, Any]:
+    """A depth estimator of 48x48 pixels, and its image processor."""
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    config = DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=48,
+        image_size=48,
+        patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 12, 16, 16],
+        fusion_hidden_size=12,
+        initializer_range=0.1,
+    )
+    size = {"height": 48, "width": 48}
+    return _randomized(DPTForDepthEstimation(config)), DPTImageProcessor(size=size)
+
+
+def make_unconditional_checkpoint(name: str, unet: Mapping[str, Any], *, flat: bool = False) -> Path:
+    """A folder with an unconditional UNet and a DDPM scheduler.
+
+    Args:
+        name: of the folder.
+        unet: of diffusers' `UNet2DModel`.
+        flat: everything at the root, as the first checkpoints on the hub have it.
+    """
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    folder = CACHE / "checkpoints" / f"{name}-{_key([name, dict(unet), flat], [Path(__file__)])}"
+    if folder.is_dir():
+        return folder
+    torch.manual_seed(0)
+    scheduler = DDPMScheduler(variance_type="fixed_large", clip_sample=True)
+    pipeline = DDPMPipeline(unet=_randomized(UNet2DModel(**unet)), scheduler=scheduler)
+
+    def write(target: Path) -> None:
+        pipeline.save_pretrained(target)
+        for component in ("unet", "scheduler") if flat else ():
+            for file in (target / component).iterdir():
+                file.rename(target / file.name)
+            (target / component).rmdir()
+
+    return _publish(folder, write)
 
 
 def export_checkpoint(checkpoint: Path, **options: Any) -> Path:

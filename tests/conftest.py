@@ -20,6 +20,7 @@ def _load(name: str) -> ModuleType:
 
 
 checkpoints = _load("checkpoints")
+_load("pairs")
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +51,27 @@ def linear_export(linear_checkpoint: Path) -> Path:
 def emoji_checkpoint() -> Path:
     """The bundled checkpoint."""
     return checkpoints.EMOJI_CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def inpainting_checkpoint() -> Path:
+    """A UNet of 9 channels: latents, mask, masked image."""
+    return checkpoints.make_checkpoint(checkpoints.INPAINTING)
+
+
+@pytest.fixture(scope="session")
+def inpainting_export(inpainting_checkpoint: Path) -> Path:
+    """The export of `inpainting_checkpoint`."""
+    return checkpoints.export_checkpoint(inpainting_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def depth_checkpoint() -> Path:
+    """A UNet of 5 channels, and a depth estimator."""
+    return checkpoints.make_checkpoint(checkpoints.DEPTH)
+
+
+@pytest.fixture(scope="session")
+def depth_export(depth_checkpoint: Path) -> Path:
+    """The export of `depth_checkpoint`."""
+    return checkpoints.export_checkpoint(depth_checkpoint)

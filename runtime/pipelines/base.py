@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from .. import schedulers
+from ..depth import DPTImageProcessor
 from ..model_folder import ModelFolder, open_model_folder
 from ..networks import NETWORK_OPENERS, Engine
 from ..source import local_model
@@ -114,13 +115,28 @@ class DiffusionPipeline(ABC):
         """The class that the folder names, or the one that was asked for by name."""
         if cls is not DiffusionPipeline:
             return cls
-        known = DiffusionPipeline.registry
-        name = _OTHER_NAMES.get(folder.class_name, folder.class_name)
-        if name not in known:
-            raise ValueError(
-                f"{folder.path} is for a {folder.class_name}, which is not known here; known: {', '.join(known)}"
-            )
-        return known[name]  # type: ignore[return-value]  # cls is DiffusionPipeline: every pipeline is one
+        return class_known(folder)  # type: ignore[return-value]  # cls is DiffusionPipeline: every pipeline is one
+
+    @classmethod
+    def from_pipe(cls, pipeline: "DiffusionPipeline", **components: Any) -> Self:
+        """A pipeline for another task with the networks of this one: nothing is loaded again, closing one closes both.
+
+        Args:
+            pipeline: has what this class works with.
+            **components: parts to use in place of the pipeline's.
+
+        Raises:
+            TypeError: a component that this class does not have.
+            ValueError: the pipeline lacks one that it has.
+        """
+        if unknown := components.keys() - set(cls.component_names):
+            raise TypeError(f"{cls.__name__} has no component {', '.join(sorted(unknown))}")
+        parts = {**pipeline.components, **components}
+        if missing := [name for name in cls.component_names if name not in parts]:
+            raise ValueError(f"{type(pipeline).__name__} has no {', '.join(missing)}, which {cls.__name__} needs")
+        made = cls(pipeline.folder, pipeline.engine, parts)
+        made._progress_bar = dict(pipeline._progress_bar)
+        return made
 
     @property
     def components(self) -> dict[str, Any]:
@@ -187,11 +203,24 @@ class DiffusionPipeline(ABC):
         """Makes pictures; each pipeline says from what."""
 
 
-#: names that other exporters write for pipelines known here
-_OTHER_NAMES = {
-    "ORTStableDiffusionPipeline": "StableDiffusionPipeline",
-    "OnnxStableDiffusionPipeline": "StableDiffusionPipeline",
-}
+def class_known(folder: ModelFolder) -> type[DiffusionPipeline]:
+    """The class that a folder names; optimum and older diffusers put a prefix before its name.
+
+    Raises:
+        ValueError: it is not known here.
+    """
+    known = DiffusionPipeline.registry
+    name = folder.class_name
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    if name not in known:
+        raise ValueError(
+            f"{folder.path} is for a {folder.class_name}, which is not known here; known: {', '.join(known)}"
+        )
+    return known[name]
+
+
+_PREFIXES = ("ORT", "Onnx")
 
 
 def open_components(folder: ModelFolder, engine: Engine, names: list[str]) -> dict[str, Any]:
@@ -213,15 +242,18 @@ def _open_component(folder: ModelFolder, engine: Engine, name: str) -> Any:
         return schedulers.load_scheduler(folder.folder(name))
     if class_name in _TOKENIZERS:
         return CLIPTokenizer.from_pretrained(folder.folder(name))
+    if class_name in _IMAGE_PROCESSORS:
+        return DPTImageProcessor.from_pretrained(folder.folder(name))
     if class_name not in NETWORK_OPENERS:
         raise ValueError(
             f"{folder.path}: component {name} is a {class_name}, which is not known here; "
-            f"known: {', '.join([*NETWORK_OPENERS, *_TOKENIZERS])}"
+            f"known: {', '.join([*NETWORK_OPENERS, *_TOKENIZERS, *_IMAGE_PROCESSORS])}"
         )
     return NETWORK_OPENERS[class_name](folder, engine, name)
 
 
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+_IMAGE_PROCESSORS = ("DPTFeatureExtractor", "DPTImageProcessor", "DPTImageProcessorFast", "DPTImageProcessorPil")
 
 
 def _close(component: object) -> None:

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class Loop:
 class TextGuidedPipeline(DiffusionPipeline, abstract=True):
     """A pipeline of Stable Diffusion: a text encoder, a UNet that works on latents, an autoencoder."""
 
-    component_names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    component_names: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
     vae: AutoencoderKL
     text_encoder: CLIPTextModel

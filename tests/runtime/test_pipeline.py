@@ -27,7 +27,7 @@ from safelight.runtime import (
     UNet2DConditionModel,
     bundled_model,
 )
-from safelight.runtime.networks import UNet2DConditionOutput
+from safelight.runtime.networks import UNetOutput
 
 PROMPT = "cat face on a blue background"
 WIDTH = 96  # of the bundled model's embeddings
@@ -79,7 +79,7 @@ class Counting:
         self.config = unet.config
         self.inputs: list[tuple[np.ndarray, float, np.ndarray]] = []
 
-    def __call__(self, sample: np.ndarray, timestep: float, embeddings: np.ndarray) -> UNet2DConditionOutput:
+    def __call__(self, sample: np.ndarray, timestep: float, embeddings: np.ndarray) -> UNetOutput:
         self.inputs.append((sample, timestep, embeddings))
         return self.unet(sample, timestep, embeddings)
 
@@ -286,7 +286,9 @@ def test_unknown_classes_are_named(folder: Path) -> None:
     edit(folder / "model_index.json", unet=["os", "system"])
     assert refusal(folder) == (
         "FOLDER: component unet is a system, which is not known here; "
-        "known: AutoencoderKL, CLIPTextModel, UNet2DConditionModel, CLIPTokenizer, CLIPTokenizerFast"
+        "known: AutoencoderKL, CLIPTextModel, DPTForDepthEstimation, UNet2DConditionModel, UNet2DModel, "
+        "CLIPTokenizer, CLIPTokenizerFast, "
+        "DPTFeatureExtractor, DPTImageProcessor, DPTImageProcessorFast, DPTImageProcessorPil"
     )
     edit(folder / "model_index.json", _class_name="FluxPipeline")
     known = "known: StableDiffusionPipeline"
