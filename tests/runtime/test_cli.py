@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pairs import photograph
 from PIL import Image
 
 from safelight.runtime import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     Generator,
+    StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     bundled_model,
     doctor,
@@ -624,3 +626,56 @@ print(json.dumps(sorted(sys.modules)))
     assert "onnxruntime" in loaded
     heavy = {"torch", "transformers", "diffusers", "onnx", "onnxscript", "scipy", "huggingface_hub"}
     assert not loaded & {*heavy, "safelight.export", "safelight.reference", "safelight.benchmarks"}
+
+
+# from a picture
+
+
+@pytest.fixture
+def photo(elsewhere: Path) -> str:
+    photograph("chelsea").save("cat.png")
+    return "cat.png"
+
+
+@pytest.fixture
+def mask(elsewhere: Path) -> str:
+    Image.fromarray(np.pad(np.full((100, 150), 255, np.uint8), ((100, 100), (150, 151)))).save("mask.png")
+    return "mask.png"
+
+
+def test_a_picture_to_start_from(generate: Run, photo: str) -> None:
+    _, path = generate(PROMPT, "--image", photo, "--strength", 0.5, "--seed", 3)
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(bundled_model())
+    pipeline.set_progress_bar_config(disable=True)
+    image = Image.open(photo).resize((32, 32))
+    expected = pipeline(PROMPT, image, strength=0.5, seed=3, num_inference_steps=2).images[0]
+    np.testing.assert_array_equal(pixels(path), np.asarray(expected))
+    assert read_parameters(path)["image"] == "cat.png"
+    _, again = generate("--from-image", path)
+    np.testing.assert_array_equal(pixels(again), pixels(path))
+
+
+def test_a_mask_of_what_is_made_anew(generate: Run, photo: str, mask: str) -> None:
+    options = ("--image", photo, "--mask", mask, "--seed", 3, "--padding-mask-crop", 8)
+    _, path = generate(PROMPT, *options)
+    assert pixels(path).shape == (300, 451, 3)
+    np.testing.assert_array_equal(pixels(path)[:60], pixels(photo)[:60])
+    assert not np.array_equal(pixels(path), pixels(photo))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--strength", "0.5"], "StableDiffusionPipeline takes no --strength"),
+        (["--mask", "mask.png"], "give an image"),
+        (["--image", "cat.png", "--strength", "2"], "strength must lie in [0, 1], got 2.0"),
+        (["--image", "none.png"], "there is no picture at none.png"),
+        (["--image", "cat.png", "--depth-map", "d.npy"], "StableDiffusionImg2ImgPipeline takes no --depth-map"),
+        (["--image", "cat.png", "--guidance-rescale", "0.5"], "StableDiffusionImg2ImgPipeline takes no --guidance-re"),
+    ],
+)
+def test_wrong_pictures_are_one_sentence(
+    fails: Callable[..., str], photo: str, mask: str, arguments: list[str], sentence: str
+) -> None:
+    np.save("d.npy", np.zeros((1, 8, 8)))
+    assert fails("generate", "cat", "--no-progress", *arguments).startswith(sentence)

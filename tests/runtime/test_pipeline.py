@@ -291,8 +291,8 @@ def test_unknown_classes_are_named(folder: Path) -> None:
         "DPTFeatureExtractor, DPTImageProcessor, DPTImageProcessorFast, DPTImageProcessorPil"
     )
     edit(folder / "model_index.json", _class_name="FluxPipeline")
-    known = "known: StableDiffusionPipeline"
-    assert refusal(folder).startswith(f"FOLDER is for a FluxPipeline, which is not known here; {known}")
+    assert refusal(folder).startswith("FOLDER is for a FluxPipeline, which is not known here; known: ")
+    assert "StableDiffusionPipeline" in refusal(folder)
 
 
 def test_unknown_schedulers_are_named(folder: Path) -> None:

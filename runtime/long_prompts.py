@@ -1,0 +1,168 @@
+"""Prompts with weights, and prompts longer than the text encoder: what `conditioning` does without either.
+
+A long prompt is encoded in chunks that know nothing of each other, and the UNet attends to all of them. Weights are those
+of AUTOMATIC1111's webui: each token's embedding is multiplied by its weight, and then the chunk by what brings its mean
+back to what it was. (compel and diffusers' community pipelines interpolate from the empty prompt's embeddings instead.)
+The webui moves the end of a chunk to a comma nearby; here each chunk but the last is full.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .backends import Array
+from .conditioning import encode_prompts
+from .networks import CLIPTextModel
+from .prompt_weights import parse_weights
+from .tokenizer import CLIPTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """What the text encoder takes at once: special tokens and padding included."""
+
+    token_ids: Array  # (length,), int64
+    weights: Array  # (length,), float32; 1 for special tokens and padding
+
+
+def encode_long_prompts(
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    prompts: Sequence[str],
+    *,
+    weighted: bool,
+    chunked: bool,
+    clip_skip: int | None = None,
+    max_length: int | None = None,
+    min_chunks: int = 1,
+) -> Array:
+    """The embeddings of prompts: (len(prompts), chunks * max_length, width), float32.
+
+    Args:
+        tokenizer: the checkpoint's.
+        text_encoder: the checkpoint's.
+        prompts: those of fewer chunks than the longest are filled up with empty ones.
+        weighted: brackets in the prompts are weights, see `prompt_weights`; otherwise they are text.
+        chunked: what is longer than `max_length` goes on in another chunk; otherwise it is cut off, with a warning.
+        clip_skip: how many of the text encoder's last layers to leave out.
+        max_length: tokens in each chunk; the tokenizer's length when None.
+        min_chunks: how many chunks there are at least, for embeddings that must be as long as others.
+
+    Raises:
+        ValueError: unbalanced brackets, a weight that is no number, or `max_length` leaves no room in a chunk.
+    """
+    if not weighted and not chunked:
+        return encode_prompts(tokenizer, text_encoder, prompts, clip_skip=clip_skip, max_length=max_length)
+    length = tokenizer.model_max_length if max_length is None else max_length
+    chunks = [list(_chunks(tokenizer, prompt, length, weighted=weighted, chunked=chunked)) for prompt in prompts]
+    return _encode(tokenizer, text_encoder, chunks, max(min_chunks, *map(len, chunks)), clip_skip)
+
+
+def encode_long_prompt_pair(
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    prompts: Sequence[str],
+    negative_prompts: Sequence[str],
+    *,
+    weighted: bool,
+    chunked: bool,
+    clip_skip: int | None = None,
+) -> tuple[Array, Array]:
+    """The embeddings of prompts and of negative prompts, equally long: see `encode_long_prompts`.
+
+    Args:
+        tokenizer: the checkpoint's.
+        text_encoder: the checkpoint's.
+        prompts: at least one.
+        negative_prompts: at least one; not necessarily as many.
+        weighted: as above.
+        chunked: as above.
+        clip_skip: of the prompts alone: the negative ones keep all layers, as in diffusers.
+
+    Returns:
+        (len(prompts), length, width) and (len(negative_prompts), length, width), float32.
+
+    Raises:
+        ValueError: as above.
+    """
+    length = tokenizer.model_max_length
+    count = 1
+    if chunked:
+        every = [*prompts, *negative_prompts]
+        count = max(len(list(_chunks(tokenizer, one, length, weighted=weighted, chunked=True))) for one in every)
+    positive, negative = (
+        encode_long_prompts(
+            tokenizer, text_encoder, texts, weighted=weighted, chunked=chunked, clip_skip=skip, min_chunks=count
+        )
+        for texts, skip in ((prompts, clip_skip), (negative_prompts, None))
+    )
+    return positive, negative
+
+
+def _chunks(
+    tokenizer: CLIPTokenizer, prompt: str, length: int, *, weighted: bool, chunked: bool
+) -> Iterator[_Chunk]:
+    """The chunks of a prompt, at least one."""
+    room = length - 2  # besides the begin and end tokens
+    if chunked and room < 1:
+        raise ValueError(f"a chunk must have room for begin, end and one token more, got max_length {length}")
+    parts = parse_weights(prompt) if weighted else [(prompt, 1.0)]
+    token_ids: list[int] = []
+    weights: list[float] = []
+    removed = ""
+    for text, weight in parts:
+        ids = tokenizer.token_ids(text)
+        if not chunked:  # what is left of the room; nothing, once a part was cut
+            fitting = max(room - len(token_ids), 0)
+            removed += tokenizer.truncated(text, max_length=fitting + 2) if not removed else text
+            ids = ids[:fitting]
+        token_ids += ids
+        weights += [weight] * len(ids)
+    if removed:
+        logger.warning(
+            "the text encoder takes %d tokens; this part of the prompt was cut off: %r", length, removed.strip()
+        )
+    for start in range(0, max(len(token_ids), 1), max(room, 1)):
+        yield _chunk(tokenizer, token_ids[start : start + room], weights[start : start + room], length)
+
+
+def _chunk(tokenizer: CLIPTokenizer, token_ids: Sequence[int], weights: Sequence[float], length: int) -> _Chunk:
+    """A chunk of at most `length - 2` tokens, between begin and end, padded as the tokenizer pads."""
+    padded_ids = np.full(length, tokenizer.pad_token_id, np.int64)
+    padded_ids[: len(token_ids) + 2] = [tokenizer.bos_token_id, *token_ids, tokenizer.eos_token_id]
+    padded_weights = np.ones(length, np.float32)
+    padded_weights[1 : len(weights) + 1] = weights
+    return _Chunk(padded_ids, padded_weights)
+
+
+def _encode(
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    chunks: Sequence[Sequence[_Chunk]],
+    count: int,
+    clip_skip: int | None,
+) -> Array:
+    """The embeddings of prompts in chunks, each filled up to `count`: (len(chunks), count * length, width)."""
+    length = len(chunks[0][0].token_ids)
+    empty = _chunk(tokenizer, [], [], length)
+    flat = [chunk for prompt in chunks for chunk in [*prompt, *[empty] * (count - len(prompt))]]
+    input_ids = np.stack([chunk.token_ids for chunk in flat])  # (len(chunks) * count, length)
+    if clip_skip is None:
+        embeddings = text_encoder(input_ids).last_hidden_state
+    else:
+        embeddings = text_encoder.hidden_state(input_ids, clip_skip)
+    weighted = [_weighted(one, chunk.weights) for one, chunk in zip(embeddings, flat, strict=True)]
+    return np.stack(weighted).reshape(len(chunks), count * length, -1)
+
+
+def _weighted(embeddings: Array, weights: Array) -> Array:
+    """A chunk's embeddings times their tokens' weights, their mean as before: (length, width), from (length,)."""
+    if np.all(weights == 1):
+        return embeddings
+    result = embeddings * weights[:, None]
+    mean = result.mean()
+    return result if mean == 0 else np.asarray(result * (embeddings.mean() / mean))
