@@ -145,21 +145,42 @@ class Transformer2DModel(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Single-headed attention of an image to itself, as autoencoders have it."""
+    """Attention of an image to itself; as autoencoders have it unless options say otherwise.
 
-    def __init__(self, channels: int, *, groups: int, eps: float) -> None:
+    Args:
+        channels: of the image.
+        groups: of the group norm; None for no norm.
+        eps: of the group norm.
+        head_channels: of one head, at most `channels`; heads take as many of the channels as they evenly can. None for
+            one head.
+        scale_factor: the sum of the input and what was attended to is divided by it.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        groups: int | None,
+        eps: float,
+        head_channels: int | None = None,
+        scale_factor: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=eps)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.heads = 1 if head_channels is None else channels // head_channels
+        inner_channels = channels if head_channels is None else self.heads * head_channels
+        self.group_norm = None if groups is None else nn.GroupNorm(groups, channels, eps=eps)
+        self.to_q = nn.Linear(channels, inner_channels)
+        self.to_k = nn.Linear(channels, inner_channels)
+        self.to_v = nn.Linear(channels, inner_channels)
+        self.to_out = nn.ModuleList([nn.Linear(inner_channels, channels)])
+        self.scale_factor = scale_factor
 
     def forward(self, sample: Tensor) -> Tensor:
         """Maps (batch, channels, height, width) to the same shape."""
-        hidden = to_tokens(self.group_norm(sample))
-        hidden = self.to_out[0](attend(self.to_q(hidden), self.to_k(hidden), self.to_v(hidden), heads=1))
-        return sample + to_image(hidden, sample.shape[-2:])
+        hidden = to_tokens(sample if self.group_norm is None else self.group_norm(sample))
+        hidden = attend(self.to_q(hidden), self.to_k(hidden), self.to_v(hidden), heads=self.heads)
+        attended = sample + to_image(self.to_out[0](hidden), sample.shape[-2:])
+        return attended if self.scale_factor == 1 else attended / self.scale_factor
 
 
 def to_tokens(sample: Tensor) -> Tensor:

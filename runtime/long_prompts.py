@@ -45,7 +45,7 @@ def encode_long_prompts(
     Args:
         tokenizer: the checkpoint's.
         text_encoder: the checkpoint's.
-        prompts: those of fewer chunks than the longest are filled up with empty ones.
+        prompts: at least one; those of fewer chunks than the longest are filled up with empty ones.
         weighted: brackets in the prompts are weights, see `prompt_weights`; otherwise they are text.
         chunked: what is longer than `max_length` goes on in another chunk; otherwise it is cut off, with a warning.
         clip_skip: how many of the text encoder's last layers to leave out.
@@ -113,19 +113,17 @@ def _chunks(
     parts = parse_weights(prompt) if weighted else [(prompt, 1.0)]
     token_ids: list[int] = []
     weights: list[float] = []
-    removed = ""
+    removed: list[str] = []
     for text, weight in parts:
         ids = tokenizer.token_ids(text)
-        if not chunked:  # what is left of the room; nothing, once a part was cut
+        if not chunked:
             fitting = max(room - len(token_ids), 0)
-            removed += tokenizer.truncated(text, max_length=fitting + 2) if not removed else text
+            removed.append(tokenizer.truncated(text, max_length=fitting + 2))
             ids = ids[:fitting]
         token_ids += ids
         weights += [weight] * len(ids)
-    if removed:
-        logger.warning(
-            "the text encoder takes %d tokens; this part of the prompt was cut off: %r", length, removed.strip()
-        )
+    if cut_off := " ".join(filter(None, removed)):
+        logger.warning("the text encoder takes %d tokens; this part of the prompt was cut off: %r", length, cut_off)
     for start in range(0, max(len(token_ids), 1), max(room, 1)):
         yield _chunk(tokenizer, token_ids[start : start + room], weights[start : start + room], length)
 

@@ -4,6 +4,7 @@ What an engine calls `encoder_hidden_states`, `out_sample` or `latent_parameters
 and the constants that belong to a network (an autoencoder's `scaling_factor`) are applied here, once.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,9 @@ from .config import FrozenConfig
 from .model_folder import ModelFolder, open_model_folder
 from .random import Generator, randn
 from .source import local_model
+from .tiling import decode_tiled, encode_tiled, sliced
+
+_TILE_OVERLAP = 0.25  # of a tile's side, as in diffusers
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "AutoencoderKL": {
             "block_out_channels": [64],
             "latent_channels": 4,
+            "sample_size": 32,
             "scaling_factor": 0.18215,
             "shift_factor": None,
         },
@@ -196,6 +201,8 @@ class AutoencoderKL:
         self.decoder = decoder
         self.config = config
         self._open_encoder = open_encoder
+        self._tile_latent_size: int | None = None
+        self._slices = False
 
     @cached_property
     def encoder(self) -> Network:
@@ -214,11 +221,50 @@ class AutoencoderKL:
 
     def encode(self, sample: Array) -> DiagonalGaussian:
         """The latents' distribution of images: (batch, 3, height, width) in [-1, 1]; unscaled."""
-        return DiagonalGaussian(_float32(self.encoder({"sample": sample})["latent_parameters"]))
+        return DiagonalGaussian(self._run(self._encoded, encode_tiled, sample))
 
     def decode(self, latents: Array) -> Array:
         """The images of unscaled latents: (batch, 3, height * factor, width * factor) in about [-1, 1], float32."""
+        return self._run(self._decoded, decode_tiled, latents)
+
+    def enable_tiling(self, tile_latent_size: int | None = None) -> None:
+        """Large pictures are encoded and decoded tile by tile, which overlap: less memory, a slightly other picture.
+
+        Args:
+            tile_latent_size: side of a tile in pixels of the latents; that of the training's pictures when None.
+        """
+        if tile_latent_size is None:
+            size = self.config["sample_size"]
+            tile_latent_size = int(min(size) if isinstance(size, list | tuple) else size) // self.factor
+        if tile_latent_size < 2:
+            raise ValueError(f"tile_latent_size must be at least 2, got {tile_latent_size}")
+        self._tile_latent_size = tile_latent_size
+
+    def disable_tiling(self) -> None:
+        """Pictures are encoded and decoded whole again."""
+        self._tile_latent_size = None
+
+    def enable_slicing(self) -> None:
+        """The images of a batch are encoded and decoded one by one: less memory, the same pictures."""
+        self._slices = True
+
+    def disable_slicing(self) -> None:
+        """A batch is encoded and decoded at once again."""
+        self._slices = False
+
+    def _encoded(self, sample: Array) -> Array:
+        return _float32(self.encoder({"sample": sample})["latent_parameters"])
+
+    def _decoded(self, latents: Array) -> Array:
         return _float32(self.decoder({"latent_sample": latents})["sample"])
+
+    def _run(self, network: Callable[[Array], Array], tiled: Any, batch: Array) -> Array:
+        """What a network makes of a batch, in tiles and slices if they are enabled."""
+        run = network
+        if self._tile_latent_size is not None:
+            tiles = {"tile_latent_size": self._tile_latent_size, "overlap": _TILE_OVERLAP, "factor": self.factor}
+            run = functools.partial(tiled, network, **tiles)
+        return sliced(run, batch) if self._slices and len(batch) > 1 else run(batch)
 
     def scale(self, latents: Array) -> Array:
         """What the UNet works on: unit variance, from the encoder's latents."""

@@ -44,7 +44,8 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
         if match["open"]:
             open_brackets.append((position, len(parts)))
         elif match["weight"] is not None:
-            weight = _number(match["weight"], prompt, position)
+            if open_brackets and prompt[open_brackets[-1][0]] == "(":  # else the bracket that follows is the error
+                weight = _number(match["weight"], prompt, position)
         elif bracket := match["close"]:
             if not open_brackets:
                 raise ValueError(_unbalanced(prompt, position, "closes nothing"))

@@ -19,6 +19,11 @@ _WORD_END = "</w>"
 # special tokens whole, English contractions, runs of letters, single digits, runs of anything else that is not space
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
+# letters become small and spaces go before bytes are looked at; the others are in no UTF-8 text (RFC 3629, section 1)
+_UNUSED_BYTES = (*b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *b"\t\n\v\f\r ", 0xC0, 0xC1, *range(0xF5, 0x100))
+# how a vocabulary writes them: spaces and control characters from U+0100 on, the others as the character of that number
+_BYTE_LETTERS = {byte: chr(byte + 0x100 if byte <= 0x20 else byte) for byte in _UNUSED_BYTES}
+
 
 class CLIPTokenizer:
     """Turns prompts into token ids and back; its ids are those of transformers 5.23's `CLIPTokenizer`.
@@ -42,6 +47,7 @@ class CLIPTokenizer:
         self.vocab_size = len(contents.vocabulary)
         self._files = contents
         self._tokenizer = _build(contents)
+        self._further_ids: dict[int, list[int]] = {}  # the first id of an added token -> the others
         self.bos_token_id = _token_id(self._tokenizer, contents.special_tokens["bos_token"])
         self.eos_token_id = _token_id(self._tokenizer, contents.special_tokens["eos_token"])
         self.pad_token_id = _token_id(self._tokenizer, contents.special_tokens["pad_token"])
@@ -75,11 +81,20 @@ class CLIPTokenizer:
         prompts = _checked_prompts(prompts)
         token_ids = np.full((len(prompts), length), self.pad_token_id, np.int64)
         for row, prompt in zip(token_ids, prompts, strict=True):
-            kept = self._encoding(prompt).ids[: length - 2]
+            kept = self.token_ids(prompt)[: length - 2]
             row[: len(kept) + 2] = [self.bos_token_id, *kept, self.eos_token_id]
         return token_ids
 
     __call__ = encode
+
+    def token_ids(self, prompt: str) -> list[int]:
+        """All ids of one prompt, without begin and end, neither cut nor padded.
+
+        Raises:
+            TypeError: the prompt is no string.
+            ValueError: it is not valid Unicode.
+        """
+        return [token_id for token_id, _ in self._tokens(prompt)]
 
     def truncated(self, prompt: str, *, max_length: int | None = None) -> str:
         """The end of the prompt that `encode` cuts off, as it was written; empty when the whole prompt fits.
@@ -88,11 +103,47 @@ class CLIPTokenizer:
             TypeError: the prompt is no string.
             ValueError: as `encode`.
         """
-        if not isinstance(prompt, str):
-            raise TypeError(f"prompt must be a string, got {type(prompt).__name__}")
         length = self.model_max_length if max_length is None else _checked_length(max_length)
-        cut = self._encoding(prompt).offsets[length - 2 :]
-        return prompt[cut[0][0] :].strip() if cut else ""
+        cut = self._tokens(prompt)[length - 2 :]
+        return prompt[cut[0][1] :].strip() if cut else ""
+
+    def add_token(self, token: str, count: int = 1) -> list[int]:
+        """Teaches the tokenizer a token that is cut out of prompts whole; gives its ids, the next free ones.
+
+        A token of several ids is that many tokens in a prompt: `token`, `token_1`, `token_2` ..., as in diffusers.
+        `save_pretrained` writes the tokenizer without it.
+
+        Args:
+            token: found in prompts in upper and lower case, also within words.
+            count: how many ids it has.
+
+        Raises:
+            ValueError: it is empty, or it or one of the others is a token already; nothing is added then.
+        """
+        from tokenizers import AddedToken
+
+        names = self.added_names(token, count)
+        self._tokenizer.add_tokens([AddedToken(name, normalized=True) for name in names])
+        token_ids = [_token_id(self._tokenizer, name) for name in names]
+        self._further_ids[token_ids[0]] = token_ids[1:]
+        return token_ids
+
+    def added_names(self, token: str, count: int = 1) -> list[str]:
+        """The tokens that `add_token` would add; see there."""
+        if not token.strip() or count < 1:
+            raise ValueError(f"a token must have a name and at least one id, got {token!r} and {count}")
+        names = [token, *(f"{token}_{index}" for index in range(1, count))]
+        for name in [*names, f"{token}_1"]:
+            if self._tokenizer.token_to_id(name) is not None:
+                raise ValueError(f"the tokenizer has a token {name!r} already; choose another name")
+        return names
+
+    def unused_token_ids(self) -> list[int]:
+        """Ids of the vocabulary that no prompt is encoded to: those of bytes that lower-case UTF-8 does not have."""
+        vocabulary = self._files.vocabulary
+        added = {token.content for token in self._files.added_tokens}
+        tokens = [_BYTE_LETTERS[byte] + end for byte in _UNUSED_BYTES for end in ("", _WORD_END)]
+        return [vocabulary[token] for token in tokens if token in vocabulary and token not in added]
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """The text of token ids: lower case, a space after every word.
@@ -142,6 +193,17 @@ class CLIPTokenizer:
             f"bos_token_id={self.bos_token_id}, eos_token_id={self.eos_token_id}, pad_token_id={self.pad_token_id})"
         )
 
+    def _tokens(self, prompt: str) -> list[tuple[int, int]]:
+        """The ids of a prompt, each with where in the prompt it starts."""
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompt must be a string, got {type(prompt).__name__}")
+        encoding = self._encoding(prompt)
+        return [
+            (each, start)
+            for token_id, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+            for each in (token_id, *self._further_ids.get(token_id, ()))
+        ]
+
     def _encoding(self, prompt: str) -> "tokenizers.Encoding":
         try:
             return self._tokenizer.encode(prompt, add_special_tokens=False)
@@ -152,6 +214,7 @@ class CLIPTokenizer:
     def _new_files(self) -> dict[str, str]:
         """The text of each file that a complete tokenizer folder has, as this tokenizer would write it."""
         special = self._files.special_tokens
+        tokenizer = _build(self._files)  # without what was added later
         config = {
             **special,
             "added_tokens_decoder": {
@@ -162,7 +225,7 @@ class CLIPTokenizer:
                         for flag in ("lstrip", "normalized", "rstrip", "single_word", "special")
                     },
                 }
-                for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
+                for token_id, token in tokenizer.get_added_tokens_decoder().items()
             },
             "add_prefix_space": False,
             "do_lower_case": True,
@@ -174,7 +237,7 @@ class CLIPTokenizer:
         return {
             files.VOCABULARY: json.dumps(self._files.vocabulary, ensure_ascii=False),
             files.MERGES: "#version: 0.2\n" + merges,
-            files.TOKENIZER: self._tokenizer.to_str(pretty=True),
+            files.TOKENIZER: tokenizer.to_str(pretty=True),
             files.CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n",
             files.SPECIAL_TOKENS: json.dumps(special, indent=2, ensure_ascii=False) + "\n",
         }

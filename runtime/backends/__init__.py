@@ -26,13 +26,26 @@ def backend_module(backend: str) -> Any:
     return import_module(BACKENDS[backend], __package__)
 
 
-def open_network(graph: Path, *, backend: str = "onnxruntime", device: str = "cpu") -> Network:
+def open_network(
+    graph: Path,
+    *,
+    backend: str = "onnxruntime",
+    device: str = "cpu",
+    initializers: Mapping[str, Array] | None = None,
+) -> Network:
     """Opens one graph with the engine named.
 
+    Args:
+        graph: an ONNX file.
+        backend: a key of `BACKENDS`.
+        device: where the engine runs it.
+        initializers: weights by name, to use in place of those in the graph's weight file; of their shape and dtype.
+
     Raises:
-        ValueError: an unknown backend or device, or a graph that the engine cannot open.
+        ValueError: an unknown backend or device, a graph that the engine cannot open, or initializers that do not fit.
         FileNotFoundError: there is no such graph.
         ModuleNotFoundError: the engine is not installed.
     """
-    network: Network = backend_module(backend).open_network(graph, device=device)
+    options = {} if initializers is None else {"initializers": initializers}  # a backend may do without
+    network: Network = backend_module(backend).open_network(graph, device=device, **options)
     return network

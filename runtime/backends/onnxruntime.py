@@ -30,17 +30,27 @@ DTYPES: dict[str, np.dtype[Any]] = {
 class OnnxRuntimeNetwork:
     """A network in an ONNX Runtime session."""
 
-    def __init__(self, graph: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        initializers: Mapping[str, Array] | None = None,
+    ) -> None:
         """Opens a graph.
 
         Args:
             graph: an ONNX file; its external data lies beside it.
             device: "cpu", "cuda" or "cuda:1".
             threads: of the CPU, within one operator; ONNX Runtime's choice (the physical cores) when None.
+            initializers: weights by name, to use in place of those in the file beside the graph; ONNX Runtime takes
+                none of another shape or dtype.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is no graph that ONNX Runtime can open, or the device is not there.
+            ValueError: the file is no graph that ONNX Runtime can open, the device is not there, or the initializers
+                are not those of the graph.
         """
         if not graph.is_file():
             raise FileNotFoundError(f"{graph} does not exist")
@@ -51,6 +61,10 @@ class OnnxRuntimeNetwork:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
+        # the session reads their memory as long as it lives
+        self._initializers = {name: ort.OrtValue.ortvalue_from_numpy(v) for name, v in (initializers or {}).items()}
+        if self._initializers:
+            options.add_external_initializers(list(self._initializers), list(self._initializers.values()))
         providers = _providers(device)
         try:
             self._session: Any = ort.InferenceSession(graph, options, providers=providers)
@@ -93,11 +107,18 @@ class OnnxRuntimeNetwork:
     def close(self) -> None:
         """Drops the session and with it the engine's memory."""
         self._session = None
+        self._initializers = {}
 
 
-def open_network(graph: Path, *, device: str = "cpu", threads: int | None = None) -> OnnxRuntimeNetwork:
+def open_network(
+    graph: Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    initializers: Mapping[str, Array] | None = None,
+) -> OnnxRuntimeNetwork:
     """Opens a graph; see `OnnxRuntimeNetwork`."""
-    return OnnxRuntimeNetwork(graph, device=device, threads=threads)
+    return OnnxRuntimeNetwork(graph, device=device, threads=threads, initializers=initializers)
 
 
 def target(device: str) -> str:
