@@ -151,9 +151,8 @@ class SpatialAttention(nn.Module):
         channels: of the image.
         groups: of the group norm; None for no norm.
         eps: of the group norm.
-        head_channels: of one head, at most `channels`; heads take as many of the channels as they evenly can. None for
-            one head.
-        scale_factor: the sum of the input and what was attended to is divided by it.
+        head_channels: of one head, at most `channels`; there are as many heads as fit. None for a single one.
+        scale_factor: what the result, input included, is divided by.
     """
 
     def __init__(
@@ -166,8 +165,9 @@ class SpatialAttention(nn.Module):
         scale_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        self.heads = 1 if head_channels is None else channels // head_channels
-        inner_channels = channels if head_channels is None else self.heads * head_channels
+        head_channels = head_channels or channels
+        self.heads = channels // head_channels
+        inner_channels = self.heads * head_channels
         self.group_norm = None if groups is None else nn.GroupNorm(groups, channels, eps=eps)
         self.to_q = nn.Linear(channels, inner_channels)
         self.to_k = nn.Linear(channels, inner_channels)

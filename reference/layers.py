@@ -77,6 +77,30 @@ class Upsample2D(nn.Module):
         return self.conv(sample)
 
 
+def smooth_halve(sample: Tensor, *, padding: str = "constant") -> Tensor:
+    """Halves height and width, rounding down, through the filter (1, 3, 3, 1) / 8 in each direction.
+
+    Args:
+        sample: (batch, channels, height, width).
+        padding: what lies outside: "constant" for zeros, "reflect" for the image's mirror.
+    """
+    return functional.avg_pool2d(_blur(functional.pad(sample, (1, 1, 1, 1), padding)), 2)
+
+
+def smooth_double(sample: Tensor, *, padding: str = "constant") -> Tensor:
+    """Doubles height and width through the filter (1, 3, 3, 1) / 4; the arguments are those of `smooth_halve`."""
+    sample = functional.pad(sample, (1, 1, 1, 1), padding)
+    return _blur(functional.interpolate(sample, scale_factor=2.0, mode="nearest")[..., 1:-1, 1:-1])
+
+
+def _blur(sample: Tensor) -> Tensor:
+    """The filter (1, 2, 1) / 4 in each direction, without the outermost pixels.
+
+    With (1, 1), which averages pairs or repeats pixels, it makes (1, 3, 3, 1).
+    """
+    return functional.avg_pool2d(functional.avg_pool2d(sample, 2, stride=1), 2, stride=1)
+
+
 def timestep_frequencies(timestep: Tensor, channels: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
     """Sines and cosines of the timestep, after Vaswani et al. 2017 (arXiv:1706.03762), as diffusers orders them.
 

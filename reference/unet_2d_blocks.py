@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import SpatialAttention
-from .layers import Downsample2D, Upsample2D
+from .layers import Downsample2D, Upsample2D, smooth_double, smooth_halve
 
 Activation = Callable[[Tensor], Tensor]
 Resample = Callable[[Tensor], Tensor]
@@ -303,3 +303,125 @@ class SkipUpBlock(nn.Module):
             pyramid = picture if pyramid is None else pyramid + picture
             sample = self.resnet_up(sample, time_embedding)
         return sample, pyramid
+
+
+class AdaGroupNorm(nn.Module):
+    """A group norm whose scale and shift come from the timestep."""
+
+    def __init__(self, channels: int, *, groups: int, shape: BlockShape) -> None:
+        super().__init__()
+        if groups < 1 or channels % groups:
+            raise ValueError(
+                f"block_out_channels of KDownBlock2D and KUpBlock2D must be multiples of {_GROUP_CHANNELS}, and each one "
+                f"a divisor of the next, got a norm of {channels} channels in {groups} groups"
+            )
+        self.linear = nn.Linear(shape.time_channels, 2 * channels)
+        self.groups = groups
+        self.eps = shape.eps
+
+    def forward(self, sample: Tensor, time_embedding: Tensor) -> Tensor:
+        """Maps (batch, channels, height, width) to the same shape; (batch or 1, time_channels)."""
+        scale, shift = self.linear(time_embedding)[..., None, None].chunk(2, dim=1)
+        return functional.group_norm(sample, self.groups, eps=self.eps) * (1 + scale) + shift
+
+
+class KResidualBlock(nn.Module):
+    """Two convolutions around which the input is added again; the timestep is in their norms."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, groups: tuple[int, int], shape: BlockShape
+    ) -> None:
+        super().__init__()
+        self.norm1 = AdaGroupNorm(in_channels, groups=groups[0], shape=shape)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = AdaGroupNorm(out_channels, groups=groups[1], shape=shape)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        projects = in_channels != out_channels
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False) if projects else None
+        self.activation = shape.activation
+
+    def forward(self, sample: Tensor, time_embedding: Tensor) -> Tensor:
+        """Maps (batch, in_channels, height, width) to (batch, out_channels, ...); (batch or 1, time_channels)."""
+        shortcut = sample if self.conv_shortcut is None else self.conv_shortcut(sample)
+        sample = self.conv1(self.activation(self.norm1(sample, time_embedding)))
+        return shortcut + self.conv2(self.activation(self.norm2(sample, time_embedding)))
+
+
+class KDownBlock(nn.Module):
+    """A level of k-diffusion's image upscaler; what it has halved is no skip."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, layers: int, shape: BlockShape, downsamples: bool
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            KResidualBlock(channels, out_channels, groups=_k_groups(channels, out_channels), shape=shape)
+            for channels in _inputs(in_channels, out_channels, layers)
+        )
+        self.downsamples = downsamples
+
+    def forward(self, sample: Tensor, time_embedding: Tensor, pyramid: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Gives what `DownBlock` gives."""
+        skips = []
+        for resnet in self.resnets:
+            sample = resnet(sample, time_embedding)
+            skips.append(sample)
+        return smooth_halve(sample, padding="reflect") if self.downsamples else sample, skips, pyramid
+
+
+class KUpBlock(nn.Module):
+    """A level of k-diffusion's image upscaler on the way up: only the last of its skips is taken in."""
+
+    def __init__(
+        self,
+        in_channels: int,  # noqa: ARG002  the level below ends with this one's channels
+        out_channels: int,
+        *,
+        skip_channels: list[int],
+        shape: BlockShape,
+        upsamples: bool,
+    ) -> None:
+        super().__init__()
+        layers = len(skip_channels) - 1
+        outputs = [*[out_channels] * (layers - 1), skip_channels[0]]
+        self.resnets = nn.ModuleList(
+            KResidualBlock(channels, output, groups=_k_groups(channels, out_channels), shape=shape)
+            for channels, output in zip(_inputs(2 * out_channels, out_channels, layers), outputs, strict=True)
+        )
+        self.upsamples = upsamples
+
+    def forward(
+        self, sample: Tensor, skips: list[Tensor], time_embedding: Tensor, pyramid: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gives what `UpBlock` gives."""
+        sample = torch.cat([sample, skips[-1]], dim=1)
+        for resnet in self.resnets:
+            sample = resnet(sample, time_embedding)
+        return smooth_double(sample, padding="reflect") if self.upsamples else sample, pyramid
+
+
+#: the kinds of level, as `config.json` names them
+DOWN_BLOCKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {
+        "DownBlock2D": partial(DownBlock, resnet_downsamples=False),
+        "AttnDownBlock2D": partial(DownBlock, attends=True),
+        "ResnetDownsampleBlock2D": partial(DownBlock, resnet_downsamples=True),
+        "SkipDownBlock2D": SkipDownBlock,
+        "AttnSkipDownBlock2D": partial(SkipDownBlock, attends=True),
+        "KDownBlock2D": KDownBlock,
+    }
+)
+UP_BLOCKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {
+        "UpBlock2D": partial(UpBlock, resnet_upsamples=False),
+        "AttnUpBlock2D": partial(UpBlock, attends=True),
+        "ResnetUpsampleBlock2D": partial(UpBlock, resnet_upsamples=True),
+        "SkipUpBlock2D": SkipUpBlock,
+        "AttnSkipUpBlock2D": partial(SkipUpBlock, attends=True),
+        "KUpBlock2D": KUpBlock,
+    }
+)
+
+
+def _inputs(in_channels: int, out_channels: int, layers: int) -> list[int]:
+    return [in_channels] + [out_channels] * (layers - 1)

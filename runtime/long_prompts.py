@@ -103,9 +103,7 @@ def encode_long_prompt_pair(
     return positive, negative
 
 
-def _chunks(
-    tokenizer: CLIPTokenizer, prompt: str, length: int, *, weighted: bool, chunked: bool
-) -> Iterator[_Chunk]:
+def _chunks(tokenizer: CLIPTokenizer, prompt: str, length: int, *, weighted: bool, chunked: bool) -> Iterator[_Chunk]:
     """The chunks of a prompt, at least one."""
     room = length - 2  # besides the begin and end tokens
     if chunked and room < 1:

@@ -122,21 +122,16 @@ class CLIPTokenizer:
         """
         from tokenizers import AddedToken
 
-        names = self.added_names(token, count)
-        self._tokenizer.add_tokens([AddedToken(name, normalized=True) for name in names])
-        token_ids = [_token_id(self._tokenizer, name) for name in names]
-        self._further_ids[token_ids[0]] = token_ids[1:]
-        return token_ids
-
-    def added_names(self, token: str, count: int = 1) -> list[str]:
-        """The tokens that `add_token` would add; see there."""
         if not token.strip() or count < 1:
             raise ValueError(f"a token must have a name and at least one id, got {token!r} and {count}")
         names = [token, *(f"{token}_{index}" for index in range(1, count))]
         for name in [*names, f"{token}_1"]:
             if self._tokenizer.token_to_id(name) is not None:
                 raise ValueError(f"the tokenizer has a token {name!r} already; choose another name")
-        return names
+        self._tokenizer.add_tokens([AddedToken(name, normalized=True) for name in names])
+        token_ids = [_token_id(self._tokenizer, name) for name in names]
+        self._further_ids[token_ids[0]] = token_ids[1:]
+        return token_ids
 
     def unused_token_ids(self) -> list[int]:
         """Ids of the vocabulary that no prompt is encoded to: those of bytes that lower-case UTF-8 does not have."""

@@ -1,0 +1,210 @@
+"""Words that a text encoder learned after its training: textual inversion (Gal et al. 2022, arXiv:2208.01618).
+
+An embedding file has vectors for one token, which the tokenizer learns and the text encoder looks up. diffusers makes the
+matrix of token embeddings longer. ONNX Runtime lets a session replace a weight, but not its shape; so the vectors are
+put in rows of the matrix that belong to tokens that no prompt has (`CLIPTokenizer.unused_token_ids`, 90 in CLIP's
+vocabulary), and `ExtendedVocabulary` translates the ids. The tokenizer's ids are those of diffusers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .backends import Array, Network, TensorSpec, backend_module, open_network
+from .model_folder import ModelFolder
+from .networks import CLIPTextModel, Engine
+from .tokenizer import CLIPTokenizer
+
+#: the reference's name of the matrix that has a row for each token
+TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
+
+_IN_FOLDER = "learned_embeds.safetensors"  # where diffusers' training script writes it
+_A1111 = "emb_params"  # the webui's name of the tensor; the token is the file's name
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class TextualInversion:
+    """What an embedding file holds."""
+
+    token: str
+    vectors: Array  # (vectors, width), as stored
+
+
+class ExtendedVocabulary:
+    """The network of a text encoder that knows further tokens, whose vectors lie in rows that were unused."""
+
+    def __init__(self, network: Network, rows: Mapping[int, int], vectors: Array) -> None:
+        """Wraps a network that was opened with the vectors in place.
+
+        Args:
+            network: takes `input_ids`.
+            rows: token id -> the row that its vector lies in.
+            vectors: (len(rows), width), in the same order.
+        """
+        self.network = network
+        self.rows = dict(rows)
+        self.vectors = vectors
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs in graph order."""
+        return self.network.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs in graph order."""
+        return self.network.outputs
+
+    def __call__(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Runs the network; see `Network`."""
+        arrays = {name: self._translated(array) if name == "input_ids" else array for name, array in inputs.items()}
+        return self.network(arrays, outputs)
+
+    def close(self) -> None:
+        """Gives the engine's memory back."""
+        self.network.close()
+
+    def _translated(self, input_ids: Array) -> Array:
+        rows = np.array(input_ids)
+        for token_id, row in self.rows.items():
+            rows[np.asarray(input_ids) == token_id] = row
+        return rows
+
+
+def read_textual_inversion(path: str | Path, token: str | None = None) -> TextualInversion:
+    """The embedding of a safetensors file: diffusers' `{token: vectors}`, or the webui's `{"emb_params": vectors}`.
+
+    Args:
+        path: the file, or a folder with a `learned_embeds.safetensors`.
+        token: instead of the file's own; the webui's files are called by their token.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a pickle, or a file that holds no embedding of one token.
+    """
+    from safetensors import SafetensorError  # 25 ms to import, and rarely needed
+    from safetensors.numpy import load_file
+
+    path = Path(path)
+    if path.is_dir():
+        path = next((file for file in _in_folder(path) if file.is_file()), path / _IN_FOLDER)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no embedding {path}")
+    if path.suffix.lower() in _PICKLES:
+        raise ValueError(f"{path} is a pickle, and opening a pickle can run code: bring the embedding as .safetensors")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, TypeError, KeyError) as error:  # the latter: a dtype that NumPy does not have
+        raise ValueError(f"{path} cannot be read as a safetensors file of NumPy's dtypes: {error}") from error
+    if len(tensors) != 1:
+        raise ValueError(
+            f"{path} must hold one tensor, the embedding of one token, got {len(tensors)}: {', '.join(sorted(tensors))}"
+        )
+    ((name, vectors),) = tensors.items()
+    own = path.stem if name == _A1111 else name
+    vectors = vectors[None] if vectors.ndim == 1 else vectors
+    if vectors.ndim != 2 or not len(vectors) or not np.issubdtype(vectors.dtype, np.floating):
+        raise ValueError(
+            f"{path}: an embedding must be (width,) or (vectors, width) of floating-point numbers, "
+            f"got {vectors.dtype} {vectors.shape}"
+        )
+    return TextualInversion(own if token is None else token, vectors)
+
+
+def load_textual_inversion(
+    path: str | Path,
+    *,
+    folder: ModelFolder,
+    engine: Engine,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    token: str | None = None,
+    component: str = "text_encoder",
+) -> TextualInversion:
+    """Teaches a tokenizer and a text encoder, in place, the token of an embedding file.
+
+    Vectors are rounded to the dtype that the model folder stores weights in.
+
+    Args:
+        path: see `read_textual_inversion`.
+        folder: that the text encoder is from.
+        engine: that it was opened with.
+        tokenizer: gets the token, in as many ids as it has vectors; see `CLIPTokenizer.add_token`.
+        text_encoder: its network is opened anew.
+        token: instead of the file's own.
+        component: of the folder, that the text encoder is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file that is no such embedding or a pickle, vectors of another width than the text encoder's, a
+            token that exists already, or more vectors than there is room for. Nothing has changed then.
+    """
+    inversion = read_textual_inversion(path, token)
+    network = text_encoder.network
+    known = network if isinstance(network, ExtendedVocabulary) else None
+    width = int(folder.tensor(component, TOKEN_EMBEDDING).shape[1])
+    count = len(inversion.vectors)
+    if inversion.vectors.shape[1] != width:
+        raise ValueError(
+            f"{path}: the text encoder's embeddings have a width of {width}, "
+            f"those of {inversion.token!r} have {inversion.vectors.shape[1]}: it was made for another model"
+        )
+    taken = set(known.rows.values()) if known else set()
+    free = [row for row in tokenizer.unused_token_ids() if row not in taken]
+    if count > len(free):
+        raise ValueError(f"{path}: {inversion.token!r} has {count} vectors, there is room for {len(free)}")
+    rows = [*(known.rows.values() if known else ()), *free[:count]]
+    vectors = np.concatenate([known.vectors, inversion.vectors]) if known else inversion.vectors
+
+    opened = _open(folder, engine, component, rows, vectors)
+    try:
+        token_ids = [*(known.rows if known else ()), *tokenizer.add_token(inversion.token, count)]
+    except ValueError:
+        opened.close()
+        raise
+    text_encoder.network = ExtendedVocabulary(opened, dict(zip(token_ids, rows, strict=True)), vectors)
+    network.close()
+    return inversion
+
+
+def keep_textual_inversions(
+    source: CLIPTextModel,
+    target: CLIPTextModel,
+    *,
+    folder: ModelFolder,
+    engine: Engine,
+    component: str = "text_encoder",
+) -> None:
+    """Teaches a text encoder that was opened anew, on another device, what the one before it knows.
+
+    Args:
+        source: may be closed.
+        target: changed in place, if there is anything to teach.
+        folder: that both are from.
+        engine: that the target was opened with.
+        component: of the folder.
+    """
+    known = source.network
+    if isinstance(known, ExtendedVocabulary):
+        opened = _open(folder, engine, component, list(known.rows.values()), known.vectors)
+        target.network.close()
+        target.network = ExtendedVocabulary(opened, known.rows, known.vectors)
+
+
+def _open(folder: ModelFolder, engine: Engine, component: str, rows: Sequence[int], vectors: Array) -> Network:
+    """The network of a text encoder with other vectors in some rows of its matrix of token embeddings."""
+    matrix = np.array(folder.tensor(component, TOKEN_EMBEDDING))  # (vocabulary, width)
+    with np.errstate(over="ignore"):
+        matrix[list(rows)] = vectors
+    if not np.isfinite(matrix[list(rows)]).all():
+        raise ValueError(f"an embedding has numbers that are not finite in {matrix.dtype}, the text encoder's weights")
+    graph = folder.graph(component, backend_module(engine.backend).target(engine.device))
+    return open_network(graph, backend=engine.backend, device=engine.device, initializers={TOKEN_EMBEDDING: matrix})
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """What diffusers looks for in a folder; the pickle only to be refused by name."""
+    return [folder / _IN_FOLDER, (folder / _IN_FOLDER).with_suffix(".bin")]
