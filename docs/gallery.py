@@ -1,4 +1,4 @@
-"""Draws docs/images/gallery.png: the bundled model's tasks. `python docs/gallery.py`; needs scikit-image for a photo."""
+"""Draws docs/images/gallery.png, the bundled model's tasks: `python docs/gallery.py`; the photo is scikit-image's."""
 
 from pathlib import Path
 

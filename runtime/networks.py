@@ -97,6 +97,10 @@ class _UNet:
 class UNet2DModel(_UNet):
     """Predicts noise (or the clean sample) from a noisy image and a timestep: the quicktour's `model`."""
 
+    def __init__(self, network: Network, config: FrozenConfig, folder: ModelFolder, engine: Engine) -> None:
+        super().__init__(network, config)
+        self._folder, self._engine = folder, engine
+
     @classmethod
     def from_pretrained(
         cls,
@@ -126,7 +130,20 @@ class UNet2DModel(_UNet):
         found = folder.index.get("unet", [None, None])[1]
         if found != cls.__name__:
             raise ValueError(f"{folder.path} has no {cls.__name__}: its unet is a {found}")
-        return cls(Engine(backend, device).open(folder, "unet"), read_config(folder, "unet", cls.__name__))
+        return open_unconditional_unet(folder, Engine(backend, device))  # type: ignore[return-value]
+
+    def to(self, device: str) -> Self:
+        """Reopens the network on a device; the model itself is returned.
+
+        Raises:
+            ValueError: the backend cannot use the device; the model stays as it was.
+        """
+        engine = Engine(self._engine.backend, str(device))
+        if engine != self._engine:
+            network = engine.open(self._folder, "unet")
+            self.network.close()
+            self.network, self._engine = network, engine
+        return self
 
     def __call__(
         self, sample: Array, timestep: float | Array, class_labels: Array | None = None, return_dict: bool = True
@@ -378,7 +395,8 @@ class CLIPTextModel:
 
 def open_unconditional_unet(folder: ModelFolder, engine: Engine, component: str = "unet") -> UNet2DModel:
     """Opens a model folder's unconditional UNet."""
-    return UNet2DModel(engine.open(folder, component), read_config(folder, component, "UNet2DModel"))
+    config = read_config(folder, component, "UNet2DModel")
+    return UNet2DModel(engine.open(folder, component), config, folder, engine)
 
 
 def open_unet(folder: ModelFolder, engine: Engine, component: str = "unet") -> UNet2DConditionModel:
