@@ -101,7 +101,7 @@ def on_the_hub(monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path]) -> Non
 
 
 def test_the_page_is_all_there() -> None:
-    assert len(BLOCKS) == 16
+    assert len(BLOCKS) == 17
     assert sum("torch" in block for block in BLOCKS) == 3
 
 
@@ -109,11 +109,8 @@ def test_a_pipeline(stable_diffusion: Path, monkeypatch: pytest.MonkeyPatch) -> 
     on_the_hub(monkeypatch, {"runwayml/stable-diffusion-v1-5": stable_diffusion})
     shutil.copytree(stable_diffusion, "stable-diffusion-v1-5")
     reader = Reader(IMPORTS | CPU)
-    worth = [
-        value
-        for block in blocks("import DiffusionPipeline", "UNet2DModel.from_pretrained")
-        for value in reader.types(block)
-    ]
+    typed = blocks("import DiffusionPipeline", "UNet2DModel.from_pretrained")
+    worth = [value for block in typed for value in reader.types(block)]
     pipeline = reader.names["pipeline"]
     assert type(pipeline).__name__ == "StableDiffusionPipeline"
     assert type(pipeline.scheduler).__name__ == "EulerDiscreteScheduler"
@@ -155,9 +152,8 @@ def test_model_and_scheduler_by_hand(
     np.testing.assert_allclose(reader.names["noisy_sample"], sample.numpy(), atol=1e-6)
     with torch.no_grad():
         residual = theirs(sample, 2).sample
-    np.testing.assert_allclose(
-        reader.names["noisy_residual"], residual.numpy(), rtol=0, atol=1e-4 * residual.abs().max()
-    )
+    tolerance = 1e-4 * float(residual.abs().max())
+    np.testing.assert_allclose(reader.names["noisy_residual"], residual.numpy(), rtol=0, atol=tolerance)
 
 
 def test_the_loop_with_torch_and_the_reference(unconditional: Path) -> None:
