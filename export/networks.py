@@ -12,6 +12,7 @@ from safelight.reference import (
     CLIPTextModel,
     DPTForDepthEstimation,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 
 Config = Mapping[str, Any]
@@ -118,6 +119,37 @@ def _unet(component: str, config: Config) -> list[NetworkDescription]:
     ]
 
 
+def _unconditional_unet(component: str, config: Config) -> list[NetworkDescription]:
+    image = ("height", "width")
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    classes: tuple[TensorDescription, ...] = ()
+    if config["num_class_embeds"] is not None:
+        classes = (TensorDescription("class_labels", ("batch",), torch.int64, below=config["num_class_embeds"]),)
+    elif config["class_embed_type"] == "timestep":
+        classes = (TensorDescription("class_labels", ("batch",), torch.float32, below=1000),)
+    elif config["class_embed_type"] == "identity":
+        width = 4 * config["block_out_channels"][0]
+        classes = (TensorDescription("class_labels", ("batch", width)),)
+    return [
+        NetworkDescription(
+            name=component,
+            component=component,
+            run=UNet2DModel.predict,
+            inputs=(
+                TensorDescription("sample", ("batch", config["in_channels"], *image)),
+                TensorDescription("timestep", ("batch",), torch.float32, below=1000),
+                *classes,
+            ),
+            outputs=(TensorDescription("out_sample", ("batch", config["out_channels"], *image)),),
+            trace_sizes={"batch": 2, "height": 3 * factor, "width": 5 * factor},
+            check_sizes=(
+                {"batch": 2, "height": 2 * factor, "width": 2 * factor},
+                {"batch": 1, "height": factor, "width": 3 * factor},
+            ),
+        )
+    ]
+
+
 #: pixels of the depth map along each side of a patch, whatever the patch's size
 _DEPTH_A_PATCH = 16
 
@@ -183,6 +215,7 @@ COMPONENT_KINDS: Mapping[str, ComponentKind] = {
     "CLIPTextModel": ComponentKind(CLIPTextModel, _text_encoder),
     "UNet2DConditionModel": ComponentKind(UNet2DConditionModel, _unet),
     "AutoencoderKL": ComponentKind(AutoencoderKL, _autoencoder),
+    "UNet2DModel": ComponentKind(UNet2DModel, _unconditional_unet),
     "DPTForDepthEstimation": ComponentKind(DPTForDepthEstimation, _depth_estimator),
 }
 

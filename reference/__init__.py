@@ -10,6 +10,7 @@ from .autoencoder import (
 from .depth_estimator import DepthEstimatorOutput, DPTConfig, DPTForDepthEstimation
 from .text_encoder import CLIPTextConfig, CLIPTextModel, CLIPTextOutput
 from .unet import UNet2DConditionConfig, UNet2DConditionModel, UNet2DConditionOutput
+from .unet_2d import UNet2DConfig, UNet2DModel, UNet2DOutput
 
 __all__ = [
     "AutoencoderKL",
@@ -26,4 +27,7 @@ __all__ = [
     "UNet2DConditionConfig",
     "UNet2DConditionModel",
     "UNet2DConditionOutput",
+    "UNet2DConfig",
+    "UNet2DModel",
+    "UNet2DOutput",
 ]

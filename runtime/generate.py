@@ -24,6 +24,7 @@ from .pipelines import (
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    TextGuidedPipeline,
     UnconditionalPipeline,
 )
 from .schedulers import scheduler_class
@@ -80,6 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--negative-prompt", str, "what to move away from")
     option("--height", int, "in pixels; the model's own if not given")
     option("--width", int, "in pixels; the model's own if not given")
+    parser.add_argument("--prompt-weights", action="store_true", default=None, help="(word:1.3) and [word] weigh")
+    parser.add_argument("--long-prompts", action="store_true", default=None, help="encode all of them, in chunks")
+    parser.add_argument(
+        "--textual-inversion", type=Path, action="append", metavar="FILE", help="a word more; repeatable"
+    )
     option("--num-inference-steps", int, "how many times the noise is lowered")
     option("--guidance-scale", float, "how far past the negative prompt's prediction to go; 1 is no guidance")
     option("--guidance-rescale", float, "0 to 1: how much of the prediction's contrast is kept")
@@ -179,6 +185,11 @@ def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -
         pipeline = AutoPipelineForInpainting.from_pipe(pipeline)
     elif parameters.get("image") is not None and not isinstance(pipeline, StableDiffusionDepth2ImgPipeline):
         pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
+    if isinstance(pipeline, TextGuidedPipeline):
+        pipeline.enable_prompt_weights(bool(parameters.get("prompt_weights")))
+        pipeline.enable_long_prompts(bool(parameters.get("long_prompts")))
+        for file in parameters.get("textual_inversions", ()):
+            pipeline.load_textual_inversion(file)
     name, options = parameters.get("scheduler"), parameters.get("scheduler_options", {})
     if name or options:
         own = pipeline.scheduler  # type: ignore[attr-defined]
@@ -195,13 +206,15 @@ def _request(arguments: argparse.Namespace) -> Request:
     parameters: dict[str, Any] = {"model": BUNDLED}
     if arguments.from_image is not None:
         parameters |= read_parameters(arguments.from_image)
-    names = ("model", "scheduler", "seed", "grid", "num_images_per_prompt", *CALL)
+    names = ("model", "scheduler", "seed", "grid", "num_images_per_prompt", "prompt_weights", "long_prompts", *CALL)
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if given.get("model") == BUNDLED and Path(BUNDLED).is_dir():
         given["model"] = f"./{BUNDLED}"  # the folder that is named so, and not the bundled model
     if "scheduler" in given:
         parameters.pop("scheduler_options", None)  # the other scheduler's
     parameters |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    if arguments.textual_inversion:
+        parameters["textual_inversions"] = [str(path) for path in arguments.textual_inversion]
     if arguments.scheduler_option:
         parameters["scheduler_options"] = dict(_option(text) for text in arguments.scheduler_option)
     if arguments.prompt:

@@ -1,9 +1,11 @@
 """Prompts with weights, and prompts longer than the text encoder: what `conditioning` does without either.
 
-A long prompt is encoded in chunks that know nothing of each other, and the UNet attends to all of them. Weights are those
-of AUTOMATIC1111's webui: each token's embedding is multiplied by its weight, and then the chunk by what brings its mean
-back to what it was. (compel and diffusers' community pipelines interpolate from the empty prompt's embeddings instead.)
-The webui moves the end of a chunk to a comma nearby; here each chunk but the last is full.
+A long prompt is encoded in chunks that know nothing of each other, and the UNet attends to all of them. The webui of
+AUTOMATIC1111 may end a chunk at a comma nearby; here each but the last is full.
+
+Weights are used as in that webui ("Features: attention/emphasis" in its wiki): each token's embedding is multiplied by
+its weight, and then the chunk by what brings its mean back to what it was. compel does it differently: it interpolates
+between the prompt's embeddings and others.
 """
 
 import logging

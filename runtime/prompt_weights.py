@@ -9,8 +9,8 @@ The syntax is that of AUTOMATIC1111's webui ("Features: attention/emphasis" in i
 | `(text:1.3)` | x 1.3 |
 | `\(`, `\)`, `\[`, `\]`, `\\`, `\:` | the character itself |
 
-Brackets nest and their weights multiply. Two things differ: brackets that are not balanced and a weight that is no number
-are errors, where the webui guesses; and BREAK, AND and `[from:to:when]` are text.
+Brackets nest and their weights multiply. What differs: brackets that are not balanced and a weight that is no number
+are errors, where the webui guesses; `\:` is new; BREAK, AND and `[from:to:when]` are text.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Words that a text encoder learned after its training: textual inversion (Gal et al. 2022, arXiv:2208.01618).
 
-An embedding file has vectors for one token, which the tokenizer learns and the text encoder looks up. diffusers makes the
-matrix of token embeddings longer. ONNX Runtime lets a session replace a weight, but not its shape; so the vectors are
-put in rows of the matrix that belong to tokens that no prompt has (`CLIPTokenizer.unused_token_ids`, 90 in CLIP's
+An embedding file has vectors for one token, which the tokenizer learns and the text encoder looks up. diffusers appends
+rows to the matrix of token embeddings. ONNX Runtime lets a session replace a weight, but not its shape; so the vectors
+are put in rows of the matrix that belong to tokens that no prompt has (`CLIPTokenizer.unused_token_ids`, 90 in CLIP's
 vocabulary), and `ExtendedVocabulary` translates the ids. The tokenizer's ids are those of diffusers.
 """
 

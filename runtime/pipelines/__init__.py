@@ -6,7 +6,7 @@ from .depth_to_image import StableDiffusionDepth2ImgPipeline
 from .image_to_image import StableDiffusionImg2ImgPipeline
 from .inpaint import StableDiffusionInpaintPipeline
 from .stable_diffusion import StableDiffusionPipeline
-from .text_guided import StableDiffusionPipelineOutput
+from .text_guided import StableDiffusionPipelineOutput, TextGuidedPipeline
 from .unconditional import DDIMPipeline, DDPMPipeline, ImagePipelineOutput, UnconditionalPipeline
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
+    "TextGuidedPipeline",
     "UnconditionalPipeline",
 ]

@@ -12,6 +12,7 @@ from ..depth import DPTImageProcessor
 from ..model_folder import ModelFolder, open_model_folder
 from ..networks import NETWORK_OPENERS, Engine
 from ..source import local_model
+from ..textual_inversion import keep_textual_inversions
 from ..tokenizer import CLIPTokenizer
 
 SCHEDULER = "scheduler"
@@ -136,6 +137,9 @@ class DiffusionPipeline(ABC):
             raise ValueError(f"{type(pipeline).__name__} has no {', '.join(missing)}, which {cls.__name__} needs")
         made = cls(pipeline.folder, pipeline.engine, parts)
         made._progress_bar = dict(pipeline._progress_bar)
+        for name in ("prompt_weights", "long_prompts"):
+            if hasattr(pipeline, name):
+                setattr(made, name, getattr(pipeline, name))
         return made
 
     @property
@@ -158,6 +162,9 @@ class DiffusionPipeline(ABC):
         if engine != self.engine:
             networks = [name for name in self.component_names if self._class_name(name) in NETWORK_OPENERS]
             reopened = open_components(self.folder, engine, networks)
+            if "text_encoder" in reopened:
+                encoder = self.text_encoder  # type: ignore[attr-defined]
+                keep_textual_inversions(encoder, reopened["text_encoder"], folder=self.folder, engine=engine)
             for name, component in reopened.items():
                 _close(getattr(self, name))
                 setattr(self, name, component)

@@ -4,19 +4,22 @@ import inspect
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from ..backends import Array
-from ..conditioning import check_embeddings, encode_prompts, prompt_list
+from ..conditioning import check_embeddings, prompt_list
 from ..denoising import denoise
 from ..guidance import guide
 from ..image import to_pil, to_unit_interval
+from ..long_prompts import encode_long_prompt_pair, encode_long_prompts
 from ..networks import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ..random import Generator
 from ..schedulers import Scheduler
+from ..textual_inversion import load_textual_inversion
 from ..tokenizer import CLIPTokenizer
 from .base import DiffusionPipeline
 
@@ -91,6 +94,38 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
     unet: UNet2DConditionModel
     scheduler: Scheduler
     interrupt: bool = False  # a callback sets it to end the loop after the step
+    prompt_weights: bool = False  # whether `(word:1.3)` and `[word]` weigh, as in AUTOMATIC1111's webui
+    long_prompts: bool = False  # whether what is too long for the text encoder is encoded in chunks, not cut off
+
+    def enable_prompt_weights(self, enabled: bool = True) -> None:
+        """`(word)`, `(word:1.3)` and `[word]` in prompts give words more weight or less; see `prompt_weights`."""
+        self.prompt_weights = enabled
+
+    def enable_long_prompts(self, enabled: bool = True) -> None:
+        """Prompts longer than the text encoder takes are encoded in chunks; see `long_prompts`."""
+        self.long_prompts = enabled
+
+    def load_textual_inversion(self, pretrained_model_name_or_path: str | Path, token: str | None = None) -> None:
+        """Teaches the text encoder a word (Gal et al. 2022, arXiv:2208.01618).
+
+        Pipelines that share this one's networks know it too.
+
+        Args:
+            pretrained_model_name_or_path: a safetensors file, of diffusers' layout or of AUTOMATIC1111's.
+            token: the word; the file's own when None.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds no embedding, one of another width, or is a pickle; the word is taken.
+        """
+        load_textual_inversion(
+            pretrained_model_name_or_path,
+            token=token,
+            folder=self.folder,
+            engine=self.engine,
+            tokenizer=self.tokenizer,
+            text_encoder=self.text_encoder,
+        )
 
     def _guidance(
         self,
@@ -112,12 +147,32 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
         """
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
-        embeddings = self._embeddings(prompt, prompt_embeds, "prompt", clip_skip)
-        halves = [embeddings]
-        if guidance_scale > 1:
-            halves.insert(0, self._negative(negative_prompt, negative_prompt_embeds, embeddings))
+        guided = guidance_scale > 1
+        if guided and self.long_prompts and prompt_embeds is None and negative_prompt_embeds is None:
+            halves = self._equally_long(prompt, negative_prompt, clip_skip)
+        else:
+            embeddings = self._embeddings(prompt, prompt_embeds, "prompt", clip_skip)
+            halves = [self._negative(negative_prompt, negative_prompt_embeds, embeddings)] if guided else []
+            halves.append(embeddings)
         embeddings = np.concatenate([np.repeat(half, num_images_per_prompt, axis=0) for half in halves])
         return GuidedUNet(self.unet, embeddings, guidance_scale, guidance_rescale)
+
+    def _equally_long(
+        self, prompt: str | Sequence[str] | None, negative_prompt: str | Sequence[str] | None, clip_skip: int | None
+    ) -> list[Array]:
+        """The embeddings of negative prompts and of prompts, in as many chunks as the longest of them needs."""
+        if prompt is None:
+            raise ValueError("give either prompt or prompt_embeds, got neither")
+        positive, negative = encode_long_prompt_pair(
+            self.tokenizer,
+            self.text_encoder,
+            prompt_list("prompt", prompt),
+            prompt_list("negative_prompt", "" if negative_prompt is None else negative_prompt),
+            weighted=self.prompt_weights,
+            chunked=True,
+            clip_skip=clip_skip,
+        )
+        return [_for_each(negative, positive), positive]
 
     def _denoised(self, predict: GuidedUNet, latents: Array, loop: Loop) -> Array:
         """The latents at the end of the loop."""
@@ -173,6 +228,7 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
         name: str,
         clip_skip: int | None,
         max_length: int | None = None,
+        min_chunks: int = 1,
     ) -> Array:
         if (prompt is None) == (embeds is None):
             count = "neither" if prompt is None else "both"
@@ -180,22 +236,38 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
         if prompt is None:
             return check_embeddings(f"{name}_embeds", np.asarray(embeds), int(self.unet.config["cross_attention_dim"]))
         prompts = prompt_list(name, prompt)
-        return encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip=clip_skip, max_length=max_length)
+        return encode_long_prompts(
+            self.tokenizer,
+            self.text_encoder,
+            prompts,
+            weighted=self.prompt_weights,
+            chunked=self.long_prompts,
+            clip_skip=clip_skip,
+            max_length=max_length,
+            min_chunks=min_chunks,
+        )
 
     def _negative(self, prompt: str | Sequence[str] | None, embeds: Array | None, positive: Array) -> Array:
         """The embeddings to move away from, one for each of the prompt's; text is encoded at their length."""
         if prompt is None and embeds is None:
             prompt = ""
-        length = positive.shape[1] if 2 <= positive.shape[1] <= self.tokenizer.model_max_length else None
-        negative = self._embeddings(prompt, embeds, "negative_prompt", clip_skip=None, max_length=length)
-        if len(negative) not in (1, len(positive)):
-            raise ValueError(f"there are {len(positive)} prompts and {len(negative)} negative prompts")
+        longest = self.tokenizer.model_max_length
+        length = positive.shape[1] if 2 <= positive.shape[1] <= longest else None
+        chunks = max(positive.shape[1] // longest, 1) if self.long_prompts else 1
+        negative = self._embeddings(prompt, embeds, "negative_prompt", None, max_length=length, min_chunks=chunks)
         if negative.shape[1:] != positive.shape[1:]:
             raise ValueError(
                 f"negative_prompt_embeds must be {positive.shape[1:]} each, as prompt_embeds are, "
                 f"got {negative.shape[1:]}"
             )
-        return np.broadcast_to(negative, positive.shape)
+        return _for_each(negative, positive)
+
+
+def _for_each(negative: Array, positive: Array) -> Array:
+    """The embeddings of one negative prompt for all prompts, or of one for each."""
+    if len(negative) not in (1, len(positive)):
+        raise ValueError(f"there are {len(positive)} prompts and {len(negative)} negative prompts")
+    return np.broadcast_to(negative, positive.shape)
 
 
 def check_call(output_type: str, callback_tensors: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from pairs import photograph
 from PIL import Image
+from safetensors.numpy import save_file
 
 from safelight.runtime import (
     DiffusionPipeline,
@@ -626,6 +627,25 @@ print(json.dumps(sorted(sys.modules)))
     assert "onnxruntime" in loaded
     heavy = {"torch", "transformers", "diffusers", "onnx", "onnxscript", "scipy", "huggingface_hub"}
     assert not loaded & {*heavy, "safelight.export", "safelight.reference", "safelight.benchmarks"}
+
+
+# prompts
+
+
+def test_prompts_weigh_and_may_be_long(generate: Run, tmp_path: Path) -> None:
+    save_file({"<thing>": np.random.default_rng(0).standard_normal(96).astype(np.float32)}, "thing.safetensors")
+    long = ", ".join(f"cat face number {index}" for index in range(12))
+    cases = {
+        "a (red:1.5) apple": ("--prompt-weights",),
+        long: ("--long-prompts",),
+        "a <thing>": ("--textual-inversion", "thing.safetensors"),
+    }
+    for prompt, options in cases.items():
+        plain = pixels(generate(prompt, "--seed", 0)[1]) if "--long-prompts" not in options else None
+        _, path = generate(prompt, "--seed", 0, *options)
+        assert plain is None or not np.array_equal(pixels(path), plain)
+        _, again = generate("--from-image", path)
+        np.testing.assert_array_equal(pixels(again), pixels(path))
 
 
 # from a picture
