@@ -139,7 +139,9 @@ class UNet2DConfig(NetworkConfig):
             asks_or_ends = asks or level in (0, len(self.block_out_channels) - 1)
             if (asks and groups is None) or (asks_or_ends and groups is not None and channels % groups):
                 raise self._error(f"norm_num_groups must divide block_out_channels {channels}, got {groups}")
-            if head is not None and not 1 <= head <= channels and any("Attn" in kind for kind in kinds):
+            middle = self.mid_block_type and self.add_attention and level == len(self.block_out_channels) - 1
+            attends = middle or any("Attn" in kind for kind in kinds)
+            if attends and head is not None and not 1 <= head <= channels:
                 raise self._error(f"attention_head_dim must be from 1 to block_out_channels {channels}, got {head}")
 
     def _error(self, message: str) -> ValueError:

@@ -10,6 +10,7 @@ from PIL import Image
 from skimage import data
 
 import safelight.runtime
+from safelight.runtime.image import to_unit_interval
 
 PROMPT = "cat face on a blue background"
 
@@ -61,8 +62,20 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def assert_same(pair: Pair, **options: Any) -> None:
-    """Latents and float images of both are equal to within the tolerances."""
-    assert relative(*call_both(pair, output_type="latent", **options)) < LATENTS_TOLERANCE
+    """Latents of both, and the float images that each makes of its own, are equal to within the tolerances."""
+    latents = call_both(pair, output_type="latent", **options)
+    assert relative(*latents) < LATENTS_TOLERANCE
+    ours, theirs = pair
+    found = to_unit_interval(ours.vae.decode(ours.vae.unscale(latents[0])))
+    with torch.no_grad():
+        decoded = theirs.vae.decode(torch.from_numpy(latents[1]) / theirs.vae.config.scaling_factor).sample
+    expected = theirs.image_processor.postprocess(decoded, output_type="np")
+    assert expected.std() > 0.02, "a flat picture would hide a difference"
+    assert np.abs(found - expected).max() < IMAGE_TOLERANCE
+
+
+def assert_same_pictures(pair: Pair, **options: Any) -> None:
+    """The float images that both return are equal to within the tolerance."""
     found, expected = call_both(pair, output_type="np", **options)
     assert expected.std() > 0.02, "a flat picture would hide a difference"
     assert np.abs(found - expected).max() < IMAGE_TOLERANCE

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array
-from ..image_input import ImageInput, apply_overlay, crop_region, preprocess_image, preprocess_mask
+from ..image_input import (
+    ImageInput,
+    ResizeMode,
+    apply_overlay,
+    blur,
+    crop_region,
+    preprocess_image,
+    preprocess_mask,
+)
 from ..latents import check_size, initial_latents
 from ..random import Generator, randn
 from .image_start import encoded_latents, noised_start, repeated, start_late
@@ -30,6 +38,11 @@ from .text_guided import (
 
 class StableDiffusionInpaintPipeline(TextGuidedPipeline):
     """Inpainting: `pipeline("a cat", image, mask_image, seed=0).images[0]`; what is white in the mask is made anew."""
+
+    class mask_processor:  # noqa: N801  # diffusers' name of an object of which this is what users call
+        """What masks are prepared with: `pipeline.mask_processor.blur(mask, blur_factor=33)`."""
+
+        blur = staticmethod(blur)
 
     def __call__(
         self,
@@ -53,6 +66,7 @@ class StableDiffusionInpaintPipeline(TextGuidedPipeline):
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
         *,
+        resize_mode: ResizeMode = "default",
         seed: int | Sequence[int] | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -84,6 +98,8 @@ class StableDiffusionInpaintPipeline(TextGuidedPipeline):
             latents: the starting noise, of unit variance.
             prompt_embeds: (batch, length, width), instead of `prompt`.
             negative_prompt_embeds: the same shape, instead of `negative_prompt`.
+            resize_mode: how image and mask get to height and width: "default" stretches them, "fill" fits them in and
+                repeats their borders around, "crop" cuts off what is left over. `padding_mask_crop` has "fill".
             seed: short for `generator=Generator(seed)`; a list gives one per image. None chooses one.
             output_type: "pil" images, "np" (batch, height, width, 3) float32 in [0, 1], or "latent".
             return_dict: a `StableDiffusionPipelineOutput` when true, else the tuple of its first two fields.
@@ -115,7 +131,7 @@ class StableDiffusionInpaintPipeline(TextGuidedPipeline):
         )
         stopwatch.stage("text")
 
-        prepare: dict[str, Any] = {"resize_mode": "default" if crop is None else "fill", "crops_coords": crop}
+        prepare: dict[str, Any] = {"resize_mode": resize_mode if crop is None else "fill", "crops_coords": crop}
         pixels = preprocess_image(
             image, height, width, factor=self.vae.factor, latent_channels=self.vae.latent_channels, **prepare
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pairs import PROMPT, Pair, assert_same, open_pair, photograph, use_scheduler
+from pairs import PROMPT, Pair, assert_same, assert_same_pictures, open_pair, photograph, use_scheduler
 
 from safelight.runtime import DiffusionPipeline, StableDiffusionDepth2ImgPipeline
 
@@ -40,7 +40,7 @@ def test_the_folder_names_the_class(depth_export: Path) -> None:
 
 @pytest.mark.parametrize("photo", ["astronaut", "coffee", "chelsea"])
 def test_estimated_depth_equals_diffusers(pair: Pair, photo: str) -> None:
-    assert_same(pair, prompt=PROMPT, image=photograph(photo, SIZE), num_inference_steps=8, strength=0.7)
+    assert_same_pictures(pair, prompt=PROMPT, image=photograph(photo, SIZE), num_inference_steps=8, strength=0.7)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pairs import PROMPT, Pair, assert_same, call_both, open_pair, photograph, use_scheduler
+from pairs import PROMPT, Pair, assert_same, assert_same_pictures, call_both, open_pair, photograph, use_scheduler
 
 from safelight.runtime import StableDiffusionImg2ImgPipeline
 
@@ -33,7 +33,7 @@ def ddim(pair: Pair) -> None:
 
 @pytest.mark.parametrize("photo", ["astronaut", "coffee", "chelsea"])
 def test_photographs_equal_diffusers(pair: Pair, photo: str) -> None:
-    assert_same(pair, prompt=PROMPT, image=photograph(photo, SIZE), num_inference_steps=10, strength=0.6)
+    assert_same_pictures(pair, prompt=PROMPT, image=photograph(photo, SIZE), num_inference_steps=10, strength=0.6)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pairs import PROMPT, Pair, assert_same, call_both, open_pair, photograph, use_scheduler
+import torch
+from pairs import (
+    LATENTS_TOLERANCE,
+    PROMPT,
+    Pair,
+    assert_same,
+    assert_same_pictures,
+    call_both,
+    open_pair,
+    photograph,
+    relative,
+    use_scheduler,
+)
 from PIL import Image, ImageDraw
 
 from safelight.runtime import StableDiffusionInpaintPipeline, bundled_model
@@ -52,7 +64,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 @pytest.mark.parametrize("photo", ["astronaut", "chelsea"])
 def test_photographs_equal_diffusers(pair: Pair, photo: str) -> None:
-    assert_same(pair, **inputs(photo))
+    assert_same_pictures(pair, **inputs(photo))
 
 
 @pytest.mark.parametrize(
@@ -105,11 +117,26 @@ def test_the_crop_around_the_mask_equals_diffusers(pair: Pair) -> None:
 def test_a_blurred_mask_equals_diffusers(pair: Pair) -> None:
     from diffusers.image_processor import VaeImageProcessor
 
-    from safelight.runtime.image_input import blur
-
     theirs = VaeImageProcessor().blur(disc(), 6)
-    np.testing.assert_array_equal(np.asarray(blur(disc(), 6)), np.asarray(theirs))
+    np.testing.assert_array_equal(np.asarray(pair[0].mask_processor.blur(disc(), blur_factor=6)), np.asarray(theirs))
     assert_same(pair, **inputs(mask_image=theirs, num_inference_steps=4))
+
+
+@pytest.mark.parametrize("mode", ["fill", "crop"])
+def test_resize_modes_equal_diffusers_processors(pair: Pair, mode: Any) -> None:
+    options = inputs(image=photograph("chelsea"), mask_image=disc((451, 300)), num_inference_steps=3)
+    found = pair[0](**options, resize_mode=mode, seed=0, output_type="latent").images
+    stretched = pair[0](**options, seed=0, output_type="latent").images
+    prepare = {"height": HEIGHT, "width": WIDTH, "resize_mode": mode}
+    ready = {
+        "image": pair[1].image_processor.preprocess(options["image"], **prepare),
+        "mask_image": pair[1].mask_processor.preprocess(options["mask_image"], **prepare),
+    }
+    generator = torch.Generator().manual_seed(0)
+    with pytest.warns(FutureWarning, match="Passing `image` as torch tensor with value range in"):
+        expected = pair[1](**options | ready, generator=generator, output_type="latent").images
+    assert relative(found, np.asarray(expected)) < LATENTS_TOLERANCE
+    assert relative(stretched, np.asarray(expected)) > LATENTS_TOLERANCE
 
 
 def test_latents_given_equal_diffusers(pair: Pair) -> None:

@@ -8,7 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from pairs import IMAGE_TOLERANCE, Pair, call_both, open_pair
+from pairs import assert_same_pictures, open_pair
 
 from safelight.runtime import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel, source
 
@@ -37,12 +37,6 @@ def export(checkpoint: Path) -> Path:
     return checkpoints.export_checkpoint(checkpoint)
 
 
-def same(pair: Pair, **options: Any) -> None:
-    found, expected = call_both(pair, output_type="np", **options)
-    assert expected.std() > 0.02
-    assert np.abs(found - expected).max() < IMAGE_TOLERANCE
-
-
 def test_the_folder_names_the_class(export: Path) -> None:
     assert type(DiffusionPipeline.from_pretrained(export)) is DDPMPipeline
 
@@ -51,7 +45,7 @@ def test_the_folder_names_the_class(export: Path) -> None:
     "options", [{}, {"batch_size": 3}, {"batch_size": 2, "seed": [4, 5]}], ids=["one", "batch", "a seed per image"]
 )
 def test_ddpm_equals_diffusers(checkpoint: Path, export: Path, options: dict[str, Any]) -> None:
-    same(open_pair("DDPMPipeline", export, checkpoint), num_inference_steps=30, **options)
+    assert_same_pictures(open_pair("DDPMPipeline", export, checkpoint), num_inference_steps=30, **options)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +54,7 @@ def test_ddpm_equals_diffusers(checkpoint: Path, export: Path, options: dict[str
     ids=["plain", "noise in the steps", "clipped"],
 )
 def test_ddim_equals_diffusers(checkpoint: Path, export: Path, options: dict[str, Any]) -> None:
-    same(open_pair("DDIMPipeline", export, checkpoint), num_inference_steps=20, **options)
+    assert_same_pictures(open_pair("DDIMPipeline", export, checkpoint), num_inference_steps=20, **options)
 
 
 def test_a_raw_checkpoint_is_exported_on_the_way(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
