@@ -123,13 +123,14 @@ def _unconditional_unet(component: str, config: Config) -> list[NetworkDescripti
     image = ("height", "width")
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     classes: tuple[TensorDescription, ...] = ()
-    if config["num_class_embeds"] is not None:
-        classes = (TensorDescription("class_labels", ("batch",), torch.int64, below=config["num_class_embeds"]),)
-    elif config["class_embed_type"] == "timestep":
+    if config["class_embed_type"] == "timestep":
         classes = (TensorDescription("class_labels", ("batch",), torch.float32, below=1000),)
     elif config["class_embed_type"] == "identity":
-        width = 4 * config["block_out_channels"][0]
+        width = config["time_embedding_dim"] or 4 * config["block_out_channels"][0]
         classes = (TensorDescription("class_labels", ("batch", width)),)
+    elif config["num_class_embeds"] is not None:
+        classes = (TensorDescription("class_labels", ("batch",), torch.int64, below=config["num_class_embeds"]),)
+    timesteps = config["num_train_timesteps"] or 1000
     return [
         NetworkDescription(
             name=component,
@@ -137,14 +138,14 @@ def _unconditional_unet(component: str, config: Config) -> list[NetworkDescripti
             run=UNet2DModel.predict,
             inputs=(
                 TensorDescription("sample", ("batch", config["in_channels"], *image)),
-                TensorDescription("timestep", ("batch",), torch.float32, below=1000),
+                TensorDescription("timestep", ("batch",), torch.float32, below=timesteps),
                 *classes,
             ),
             outputs=(TensorDescription("out_sample", ("batch", config["out_channels"], *image)),),
             trace_sizes={"batch": 2, "height": 3 * factor, "width": 5 * factor},
             check_sizes=(
                 {"batch": 2, "height": 2 * factor, "width": 2 * factor},
-                {"batch": 1, "height": factor, "width": 3 * factor},
+                {"batch": 1, "height": 2 * factor, "width": 4 * factor},
             ),
         )
     ]

@@ -309,13 +309,19 @@ def load_config(folder: str | Path, subfolder: str | None = None) -> dict[str, A
     return config
 
 
-def check_step(scheduler: Scheduler, model_output: Array, sample: Array) -> None:
+def check_step(scheduler: Scheduler, model_output: Array, sample: Array, *, untimed: bool = False) -> None:
     """What every step asks first.
+
+    Args:
+        scheduler: whose step it is.
+        model_output: what the model predicts.
+        sample: what it was given.
+        untimed: whether the scheduler walks all timesteps of the training when `set_timesteps` was not called.
 
     Raises:
         ValueError: `set_timesteps` was not called, or the shapes do not agree.
     """
-    if scheduler.num_inference_steps is None:
+    if scheduler.num_inference_steps is None and not untimed:
         raise ValueError(f"{type(scheduler).__name__}: call set_timesteps before step")
     if model_output.shape != sample.shape:
         raise ValueError(f"model_output must have the sample's shape {sample.shape}, got {model_output.shape}")

@@ -700,7 +700,21 @@ def test_the_same_steps_after_setting_them_again(name: str) -> None:
     np.testing.assert_array_equal(*results)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_ddpm_steps_through_the_training_where_no_timesteps_are_set() -> None:
+    ours, theirs = pair("DDPMScheduler")
+    sample = noise_of(*SHAPE)
+    for timestep in (999, 500, 2, 0):
+        expected = theirs.step(
+            torch.from_numpy(np.tanh(sample)),
+            timestep,
+            torch.from_numpy(sample.copy()),
+            generator=torch.Generator().manual_seed(0),
+        )
+        found = ours.step(np.tanh(sample), timestep, sample, generator=Generator(0))
+        assert_close(found.prev_sample, expected.prev_sample)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "DDPMScheduler"])
 def test_a_step_before_the_timesteps_are_set_is_refused(name: str) -> None:
     scheduler, _ = pair(name)
     sample = noise_of(*SHAPE)
