@@ -10,11 +10,11 @@ from .image_start import encoded_latents, noised_start, start_late
 from .text_guided import (
     Loop,
     OutputType,
-    StableDiffusionPipelineOutput,
     StepCallback,
     Stopwatch,
     TextGuidedPipeline,
     check_call,
+    finished,
     noise_sources,
     set_timesteps,
 )
@@ -111,6 +111,4 @@ class StableDiffusionImg2ImgPipeline(TextGuidedPipeline):
         stopwatch.stage("denoise")
 
         images = self._decoded(denoised, output_type)
-        stopwatch.stage("decode")
-        output = StableDiffusionPipelineOutput(images=images, timings=stopwatch.stages)
-        return output if return_dict else (output.images, output.nsfw_content_detected)
+        return finished(images, stopwatch, return_dict)

@@ -20,17 +20,17 @@ from ..image_input import (
     preprocess_image,
     preprocess_mask,
 )
-from ..latents import check_size, initial_latents
+from ..latents import initial_latents
 from ..random import Generator, randn
 from .image_start import encoded_latents, noised_start, repeated, start_late
 from .text_guided import (
     Loop,
     OutputType,
-    StableDiffusionPipelineOutput,
     StepCallback,
     Stopwatch,
     TextGuidedPipeline,
     check_call,
+    finished,
     noise_sources,
     set_timesteps,
 )
@@ -177,9 +177,7 @@ class StableDiffusionInpaintPipeline(TextGuidedPipeline):
         if crop is not None:
             whole: list[Any] = [mask_image, image]  # PIL, both: `_crop` has seen to that
             images = [apply_overlay(whole[0], whole[1], one, crop) for one in images]
-        stopwatch.stage("decode")
-        output = StableDiffusionPipelineOutput(images=images, timings=stopwatch.stages)
-        return output if return_dict else (output.images, output.nsfw_content_detected)
+        return finished(images, stopwatch, return_dict)
 
     def _channels_seen(self) -> bool:
         """Whether the UNet sees mask and masked image.
@@ -191,15 +189,6 @@ class StableDiffusionInpaintPipeline(TextGuidedPipeline):
         if found not in (latent, 2 * latent + 1):
             raise ValueError(f"inpainting needs a UNet of {latent} or {2 * latent + 1} channels, this one has {found}")
         return found != latent
-
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width in pixels: as asked, or the model's own."""
-        if height is None or width is None:
-            own = self._own_size()
-            height, width = own[0] if height is None else height, own[1] if width is None else width
-        check_size("height", height, self.vae.factor)
-        check_size("width", width, self.vae.factor)
-        return int(height), int(width)
 
     def _put_back(
         self, clean: Array, noise: Array, mask: Array, timesteps: Sequence[float]

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array
-from ..latents import check_size, initial_latents
+from ..latents import initial_latents
 from ..random import Generator
 from .text_guided import (
     Loop,
     OutputType,
-    StableDiffusionPipelineOutput,
     StepCallback,
     Stopwatch,
     TextGuidedPipeline,
     check_call,
+    finished,
     noise_sources,
     set_timesteps,
 )
@@ -112,19 +112,4 @@ class StableDiffusionPipeline(TextGuidedPipeline):
         stopwatch.stage("denoise")
 
         images = self._decoded(denoised, output_type)
-        stopwatch.stage("decode")
-        output = StableDiffusionPipelineOutput(images=images, timings=stopwatch.stages)
-        return output if return_dict else (output.images, output.nsfw_content_detected)
-
-    def _size(self, height: int | None, width: int | None, latents: Array | None) -> tuple[int, int]:
-        """Height and width in pixels: as asked, or those of the latents given, or the model's own."""
-        factor = self.vae.factor
-        if height is None or width is None:
-            if latents is not None and np.ndim(latents) == 4:
-                own = tuple(side * factor for side in np.shape(latents)[2:])
-            else:
-                own = self._own_size()
-            height, width = own[0] if height is None else height, own[1] if width is None else width
-        check_size("height", height, factor)
-        check_size("width", width, factor)
-        return int(height), int(width)
+        return finished(images, stopwatch, return_dict)

@@ -15,6 +15,7 @@ from ..conditioning import check_embeddings, prompt_list
 from ..denoising import denoise
 from ..guidance import guide
 from ..image import to_pil, to_unit_interval
+from ..latents import check_size
 from ..long_prompts import encode_long_prompt_pair, encode_long_prompts
 from ..networks import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ..random import Generator
@@ -209,6 +210,19 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
         images = to_unit_interval(self.vae.decode(self.vae.unscale(latents)))
         return to_pil(images) if output_type == "pil" else images
 
+    def _size(self, height: int | None, width: int | None, latents: Array | None = None) -> tuple[int, int]:
+        """Height and width in pixels: as asked, or those of the latents given, or the model's own."""
+        factor = self.vae.factor
+        if height is None or width is None:
+            if latents is not None and np.ndim(latents) == 4:
+                own = tuple(side * factor for side in np.shape(latents)[2:])
+            else:
+                own = self._own_size()
+            height, width = own[0] if height is None else height, own[1] if width is None else width
+        check_size("height", height, factor)
+        check_size("width", width, factor)
+        return int(height), int(width)
+
     def _own_size(self) -> tuple[int, int]:
         """Height and width of the pictures that the model was trained on, in pixels.
 
@@ -322,6 +336,13 @@ def noise_sources(
     if len(generator) != batch:
         raise ValueError(f"there are {batch} images and {len(generator)} generators or seeds")
     return list(generator)
+
+
+def finished(images: Any, stopwatch: "Stopwatch", return_dict: bool) -> Any:
+    """What a call returns, when its pictures are made: the output, or the tuple of its first two fields."""
+    stopwatch.stage("decode")
+    output = StableDiffusionPipelineOutput(images=images, timings=stopwatch.stages)
+    return output if return_dict else (output.images, output.nsfw_content_detected)
 
 
 class Stopwatch:
