@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ def export_model(
     with _staging(destination) as folder:
         records: dict[str, ComponentRecord] = {}
         for component in checkpoint.components:
-            records |= _export_component(component, folder, options, progress)
+            records |= _export_component(component, checkpoint.index, folder, options, progress)
         _copy_the_rest(checkpoint, folder)
         manifest = Manifest(
             source=checkpoint.source,
@@ -107,7 +107,7 @@ def export_model(
 
 
 def _export_component(
-    component: Component, folder: Path, options: ExportOptions, progress: Progress
+    component: Component, pipeline: Mapping[str, Any], folder: Path, options: ExportOptions, progress: Progress
 ) -> dict[str, ComponentRecord]:
     """Writes every network of a component, and checks it."""
     progress(f"{component.name}: reading weights")
@@ -117,7 +117,7 @@ def _export_component(
     config = model.config.to_dict()
     dtype = DTYPES[options.dtype]
     records = {}
-    for description in describe(component.class_name, component.name, config):
+    for description in describe(component.class_name, component.name, config, pipeline):
         progress(f"{description.name}: tracing")
         target = folder / description.name
         target.mkdir()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from safelight.reference import (
     AutoencoderKL,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     DPTForDepthEstimation,
     UNet2DConditionModel,
     UNet2DModel,
@@ -72,42 +73,84 @@ def _encode_text(model: CLIPTextModel, input_ids: Tensor) -> tuple[Tensor, ...]:
     return (output.last_hidden_state, output.pooler_output, *output.hidden_states)
 
 
-def _text_encoder(component: str, config: Config) -> list[NetworkDescription]:
+def _encode_and_project_text(model: CLIPTextModelWithProjection, input_ids: Tensor) -> tuple[Tensor, ...]:
+    output = model(input_ids)
+    return (output.text_embeds, output.last_hidden_state, *output.hidden_states)
+
+
+def _text_encoder(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
+    width = config["hidden_size"]
+    outputs = (
+        TensorDescription("last_hidden_state", ("batch", "sequence_length", width)),
+        TensorDescription("pooler_output", ("batch", width)),
+    )
+    return [_text_network(component, config, _encode_text, outputs)]
+
+
+def _projecting_text_encoder(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
+    outputs = (
+        TensorDescription("text_embeds", ("batch", config["projection_dim"])),
+        TensorDescription("last_hidden_state", ("batch", "sequence_length", config["hidden_size"])),
+    )
+    return [_text_network(component, config, _encode_and_project_text, outputs)]
+
+
+def _text_network(
+    component: str, config: Config, run: Callable[..., Any], outputs: tuple[TensorDescription, ...]
+) -> NetworkDescription:
+    """A text encoder that gives those outputs and, after them, all its hidden states."""
     length, width = config["max_position_embeddings"], config["hidden_size"]
     states = tuple(
         TensorDescription(f"hidden_states.{layer}", ("batch", "sequence_length", width))
         for layer in range(config["num_hidden_layers"] + 1)
     )
-    return [
-        NetworkDescription(
-            name=component,
-            component=component,
-            run=_encode_text,
-            inputs=(
-                TensorDescription("input_ids", ("batch", "sequence_length"), torch.int64, below=config["vocab_size"]),
-            ),
-            outputs=(
-                TensorDescription("last_hidden_state", ("batch", "sequence_length", width)),
-                TensorDescription("pooler_output", ("batch", width)),
-                *states,
-            ),
-            trace_sizes={"batch": 2, "sequence_length": length - 1},
-            check_sizes=({"batch": 2, "sequence_length": length}, {"batch": 1, "sequence_length": 5}),
-        )
-    ]
+    token_ids = TensorDescription("input_ids", ("batch", "sequence_length"), torch.int64, below=config["vocab_size"])
+    return NetworkDescription(
+        name=component,
+        component=component,
+        run=run,
+        inputs=(token_ids,),
+        outputs=(*outputs, *states),
+        trace_sizes={"batch": 2, "sequence_length": length - 1},
+        check_sizes=({"batch": 2, "sequence_length": length}, {"batch": 1, "sequence_length": 5}),
+    )
 
 
-def _unet(component: str, config: Config) -> list[NetworkDescription]:
+#: sizes that SDXL's UNet is told: original, crop and target, two numbers each
+_TIME_IDS = 6
+#: those that its refiner is told: original and crop, and an aesthetic score
+_REFINER_TIME_IDS = 5
+#: random sizes lie below this
+_SIZES_BELOW = 1024
+
+
+def _unet(component: str, config: Config, pipeline: Config) -> list[NetworkDescription]:
     image = ("height", "width")
+    added: tuple[TensorDescription, ...] = ()
+    if config["time_cond_proj_dim"] is not None:
+        added = (TensorDescription("timestep_cond", ("batch", config["time_cond_proj_dim"])),)
+    if config["addition_embed_type"] is not None:
+        count = _REFINER_TIME_IDS if pipeline.get("requires_aesthetics_score") else _TIME_IDS
+        pooled = config["projection_class_embeddings_input_dim"] - count * config["addition_time_embed_dim"]
+        added += (
+            TensorDescription("text_embeds", ("batch", pooled)),
+            TensorDescription("time_ids", ("batch", count), below=_SIZES_BELOW),
+        )
+    names = [tensor.name for tensor in added]
+
+    def predict(model: UNet2DConditionModel, sample: Tensor, timestep: Tensor, text: Tensor, *more: Tensor) -> Tensor:
+        return model.predict(sample, timestep, text, **dict(zip(names, more, strict=True)))
+
     return [
         NetworkDescription(
             name=component,
             component=component,
-            run=UNet2DConditionModel.predict,
+            run=predict,
             inputs=(
                 TensorDescription("sample", ("batch", config["in_channels"], *image)),
                 TensorDescription("timestep", ("batch",), torch.float32, below=1000),
                 TensorDescription("encoder_hidden_states", ("batch", "sequence_length", config["cross_attention_dim"])),
+                *added,
             ),
             outputs=(TensorDescription("out_sample", ("batch", config["out_channels"], *image)),),
             trace_sizes={"batch": 2, "height": 22, "width": 30, "sequence_length": 7},
@@ -119,7 +162,7 @@ def _unet(component: str, config: Config) -> list[NetworkDescription]:
     ]
 
 
-def _unconditional_unet(component: str, config: Config) -> list[NetworkDescription]:
+def _unconditional_unet(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
     image = ("height", "width")
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     classes: tuple[TensorDescription, ...] = ()
@@ -155,7 +198,7 @@ def _unconditional_unet(component: str, config: Config) -> list[NetworkDescripti
 _DEPTH_A_PATCH = 16
 
 
-def _depth_estimator(component: str, config: Config) -> list[NetworkDescription]:
+def _depth_estimator(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
     size = config["image_size"]
     height, width = size if isinstance(size, list | tuple) else (size, size)
     deep, wide = (_DEPTH_A_PATCH * (side // config["patch_size"]) for side in (height, width))
@@ -172,7 +215,7 @@ def _depth_estimator(component: str, config: Config) -> list[NetworkDescription]
     ]
 
 
-def _autoencoder(component: str, config: Config) -> list[NetworkDescription]:
+def _autoencoder(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     latent = config["latent_channels"]
     return [
@@ -208,12 +251,13 @@ class ComponentKind:
     """A class of networks that can be exported: the reference's module, and the graphs that it is written as."""
 
     model: Any  # a reference class: `from_config`, `from_pretrained`
-    describe: Callable[[str, Config], list[NetworkDescription]]
+    describe: Callable[[str, Config, Config], list[NetworkDescription]]
 
 
 #: the class named in model_index.json -> how it is exported
 COMPONENT_KINDS: Mapping[str, ComponentKind] = {
     "CLIPTextModel": ComponentKind(CLIPTextModel, _text_encoder),
+    "CLIPTextModelWithProjection": ComponentKind(CLIPTextModelWithProjection, _projecting_text_encoder),
     "UNet2DConditionModel": ComponentKind(UNet2DConditionModel, _unet),
     "AutoencoderKL": ComponentKind(AutoencoderKL, _autoencoder),
     "UNet2DModel": ComponentKind(UNet2DModel, _unconditional_unet),
@@ -221,15 +265,16 @@ COMPONENT_KINDS: Mapping[str, ComponentKind] = {
 }
 
 
-def describe(class_name: str, component: str, config: Config) -> list[NetworkDescription]:
+def describe(class_name: str, component: str, config: Config, pipeline: Config) -> list[NetworkDescription]:
     """The graphs that a component is written as.
 
     Args:
         class_name: of the component, as model_index.json has it; a key of `COMPONENT_KINDS`.
         component: the name of its folder.
         config: the reference module's configuration, complete with defaults.
+        pipeline: model_index.json, whose options say what a configuration does not.
     """
-    return COMPONENT_KINDS[class_name].describe(component, config)
+    return COMPONENT_KINDS[class_name].describe(component, config, pipeline)
 
 
 def build(class_name: str, config: Config, dtype: torch.dtype) -> nn.Module:

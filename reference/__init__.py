@@ -8,7 +8,14 @@ from .autoencoder import (
     DiagonalGaussianDistribution,
 )
 from .depth_estimator import DepthEstimatorOutput, DPTConfig, DPTForDepthEstimation
-from .text_encoder import CLIPTextConfig, CLIPTextModel, CLIPTextOutput
+from .text_encoder import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTextOutput,
+    CLIPTextProjectionConfig,
+    CLIPTextProjectionOutput,
+)
 from .unet import UNet2DConditionConfig, UNet2DConditionModel, UNet2DConditionOutput
 from .unet_2d import UNet2DConfig, UNet2DModel, UNet2DOutput
 
@@ -18,7 +25,10 @@ __all__ = [
     "AutoencoderKLOutput",
     "CLIPTextConfig",
     "CLIPTextModel",
+    "CLIPTextModelWithProjection",
     "CLIPTextOutput",
+    "CLIPTextProjectionConfig",
+    "CLIPTextProjectionOutput",
     "DPTConfig",
     "DPTForDepthEstimation",
     "DecoderOutput",

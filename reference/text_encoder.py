@@ -1,4 +1,4 @@
-"""The text encoder of Stable Diffusion 1.x: CLIP's, of Radford et al. 2021 (arXiv:2103.00020)."""
+"""The text encoders of Stable Diffusion: CLIP's, of Radford et al. 2021 (arXiv:2103.00020), OpenAI's and OpenCLIP's."""
 
 # torch gives the call of a module no type
 # mypy: no-warn-return-any
@@ -43,6 +43,7 @@ class CLIPTextConfig(NetworkConfig):
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     eos_token_id: int = 49407
+    projection_dim: int = 512
 
     def __post_init__(self) -> None:
         if self.hidden_act not in _ACTIVATIONS:
@@ -97,6 +98,47 @@ class CLIPTextModel(Network):
                 `max_position_embeddings`.
         """
         return self.text_model(input_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPTextProjectionConfig(CLIPTextConfig):
+    """The same keys; `projection_dim` is the width of `text_embeds`."""
+
+    network: ClassVar[str] = "CLIPTextModelWithProjection"
+
+
+@dataclass(frozen=True)
+class CLIPTextProjectionOutput:
+    """What a text encoder with a projection gives.
+
+    Attributes:
+        text_embeds: (batch, projection_dim), the pooled output projected to where texts and images are compared.
+        last_hidden_state: see `CLIPTextOutput`.
+        hidden_states: likewise.
+    """
+
+    text_embeds: Tensor
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...]
+
+
+class CLIPTextModelWithProjection(Network):
+    """A text encoder whose pooled output is projected: SDXL's second."""
+
+    config_class = CLIPTextProjectionConfig
+    ignored = CLIPTextModel.ignored
+
+    def __init__(self, config: CLIPTextProjectionConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        self.text_model = CLIPTextTransformer(config)
+        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+
+    def forward(self, input_ids: Tensor) -> CLIPTextProjectionOutput:
+        """Encodes token ids; see `CLIPTextModel`."""
+        output: CLIPTextOutput = self.text_model(input_ids)
+        text_embeds = self.text_projection(output.pooler_output)
+        return CLIPTextProjectionOutput(text_embeds, output.last_hidden_state, output.hidden_states)
 
 
 class CLIPTextTransformer(nn.Module):

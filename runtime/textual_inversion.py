@@ -14,11 +14,13 @@ import numpy as np
 
 from .backends import Array, Network, TensorSpec, backend_module, open_network
 from .model_folder import ModelFolder
-from .networks import CLIPTextModel, Engine
+from .networks import CLIPTextModel, CLIPTextModelWithProjection, Engine
 from .tokenizer import CLIPTokenizer
 
 #: the reference's name of the matrix that has a row for each token
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
+
+TextEncoder = CLIPTextModel | CLIPTextModelWithProjection
 
 _IN_FOLDER = "learned_embeds.safetensors"  # where diffusers' training script writes it
 _A1111 = "emb_params"  # the webui's name of the tensor; the token is the file's name
@@ -120,7 +122,7 @@ def load_textual_inversion(
     folder: ModelFolder,
     engine: Engine,
     tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
+    text_encoder: TextEncoder,
     token: str | None = None,
     component: str = "text_encoder",
 ) -> TextualInversion:
@@ -171,22 +173,19 @@ def load_textual_inversion(
 
 
 def keep_textual_inversions(
-    source: CLIPTextModel,
-    target: CLIPTextModel,
-    *,
-    folder: ModelFolder,
-    engine: Engine,
-    component: str = "text_encoder",
+    source: object, target: object, *, folder: ModelFolder, engine: Engine, component: str
 ) -> None:
     """Teaches a text encoder that was opened anew, on another device, what the one before it knows.
 
     Args:
-        source: may be closed.
+        source: may be closed. Of a component that is no text encoder there is nothing to keep.
         target: changed in place, if there is anything to teach.
         folder: that both are from.
         engine: that the target was opened with.
         component: of the folder.
     """
+    if not isinstance(source, TextEncoder) or not isinstance(target, TextEncoder):
+        return
     known = source.network
     if isinstance(known, ExtendedVocabulary):
         opened = _open(folder, engine, component, list(known.rows.values()), known.vectors)

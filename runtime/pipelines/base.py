@@ -26,6 +26,8 @@ class DiffusionPipeline(ABC):
 
     #: the parts that a subclass works with, by diffusers' names
     component_names: ClassVar[tuple[str, ...]]
+    #: those of them that a model need not have; they are None then
+    optional_components: ClassVar[tuple[str, ...]] = ()
     #: diffusers' name of a pipeline -> its class here
     registry: ClassVar[dict[str, "type[DiffusionPipeline]"]] = {}
 
@@ -108,8 +110,10 @@ class DiffusionPipeline(ABC):
             raise TypeError(f"{pipeline_class.__name__} has no component {', '.join(sorted(unknown))}; it has {known}")
         engine = Engine(backend, device)
         opened = {name: components[name] for name in pipeline_class.component_names if name in components}
-        opened |= open_components(folder, engine, [n for n in pipeline_class.component_names if n not in opened])
-        return pipeline_class(folder, engine, opened)
+        wanted = [name for name in pipeline_class.component_names if name not in opened]
+        absent = set(pipeline_class.optional_components).intersection(wanted).difference(folder.components)
+        opened |= open_components(folder, engine, [name for name in wanted if name not in absent])
+        return pipeline_class(folder, engine, opened | dict.fromkeys(absent))
 
     @classmethod
     def _class_for(cls, folder: ModelFolder) -> type[Self]:
@@ -132,7 +136,7 @@ class DiffusionPipeline(ABC):
         """
         if unknown := components.keys() - set(cls.component_names):
             raise TypeError(f"{cls.__name__} has no component {', '.join(sorted(unknown))}")
-        parts = {**pipeline.components, **components}
+        parts = {**dict.fromkeys(cls.optional_components), **pipeline.components, **components}
         if missing := [name for name in cls.component_names if name not in parts]:
             raise ValueError(f"{type(pipeline).__name__} has no {', '.join(missing)}, which {cls.__name__} needs")
         made = cls(pipeline.folder, pipeline.engine, parts)
@@ -160,11 +164,16 @@ class DiffusionPipeline(ABC):
         """
         engine = Engine(self.engine.backend, str(device))
         if engine != self.engine:
-            networks = [name for name in self.component_names if self._class_name(name) in NETWORK_OPENERS]
+            networks = [
+                name
+                for name, component in self.components.items()
+                if component is not None and self._class_name(name) in NETWORK_OPENERS
+            ]
             reopened = open_components(self.folder, engine, networks)
-            if "text_encoder" in reopened:
-                encoder = self.text_encoder  # type: ignore[attr-defined]
-                keep_textual_inversions(encoder, reopened["text_encoder"], folder=self.folder, engine=engine)
+            for name, component in reopened.items():
+                keep_textual_inversions(
+                    getattr(self, name), component, folder=self.folder, engine=engine, component=name
+                )
             for name, component in reopened.items():
                 _close(getattr(self, name))
                 setattr(self, name, component)

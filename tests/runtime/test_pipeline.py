@@ -27,7 +27,7 @@ from safelight.runtime import (
     UNet2DConditionModel,
     bundled_model,
 )
-from safelight.runtime.networks import UNetOutput
+from safelight.runtime.networks import NETWORK_OPENERS, UNetOutput
 
 PROMPT = "cat face on a blue background"
 WIDTH = 96  # of the bundled model's embeddings
@@ -286,8 +286,7 @@ def test_unknown_classes_are_named(folder: Path) -> None:
     edit(folder / "model_index.json", unet=["os", "system"])
     assert refusal(folder) == (
         "FOLDER: component unet is a system, which is not known here; "
-        "known: AutoencoderKL, CLIPTextModel, DPTForDepthEstimation, UNet2DConditionModel, UNet2DModel, "
-        "CLIPTokenizer, CLIPTokenizerFast, "
+        f"known: {', '.join(NETWORK_OPENERS)}, CLIPTokenizer, CLIPTokenizerFast, "
         "DPTFeatureExtractor, DPTImageProcessor, DPTImageProcessorFast, DPTImageProcessorPil"
     )
     edit(folder / "model_index.json", _class_name="FluxPipeline")

@@ -17,7 +17,7 @@ from safetensors.torch import save_file as save_torch_file
 
 from safelight.runtime import CLIPTextModel, CLIPTokenizer, bundled_model
 from safelight.runtime.backends import Array, open_network
-from safelight.runtime.conditioning import encode_prompts
+from safelight.runtime.conditioning import PromptEncoder, encode_prompts
 from safelight.runtime.model_folder import ModelFolder, open_model_folder
 from safelight.runtime.networks import Engine, open_text_encoder
 from safelight.runtime.textual_inversion import (
@@ -56,7 +56,7 @@ class Model:
         return load_textual_inversion(path, token=token, **vars(self))
 
     def encode(self, *prompts: str) -> Array:
-        return encode_prompts(self.tokenizer, self.text_encoder, prompts)
+        return encode_prompts(PromptEncoder(self.tokenizer, self.text_encoder), prompts).hidden
 
 
 @pytest.fixture
