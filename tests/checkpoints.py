@@ -24,8 +24,12 @@ class TinyCheckpoint:
     name: str
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
-    text_encoder: Mapping[str, Any]
-    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    text_encoder: Mapping[str, Any] | None
+    text_encoder_2: Mapping[str, Any] | None = None  # of SDXL: with a projection, and a tokenizer that pads with "!"
+    scheduler: Mapping[str, Any] = field(default_factory=dict)  # with a `_class_name`, or it is a PNDMScheduler
+    pipeline: str = "StableDiffusionPipeline"
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline
+    pad_token: str | None = None  # of the tokenizer, where it is not the end of text
     seed: int = 0
 
 
@@ -94,8 +98,108 @@ LINEAR = TinyCheckpoint(
     seed=1,
 )
 
-DEPTH = replace(LINEAR, name="depth", unet={**LINEAR.unet, "in_channels": 5}, seed=3)
+DEPTH = replace(
+    LINEAR,
+    name="depth",
+    unet={**LINEAR.unet, "in_channels": 5},
+    pipeline="StableDiffusionDepth2ImgPipeline",
+    seed=3,
+)
 INPAINTING = replace(LINEAR, name="inpainting", unet={**LINEAR.unet, "in_channels": 9}, seed=2)
+
+_SMALL_UNET = {
+    "sample_size": 10,
+    "block_out_channels": (20, 40),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "cross_attention_dim": 24,
+    "attention_head_dim": (2, 4),
+    "norm_num_groups": 10,
+    "use_linear_projection": True,
+}
+_SMALL_VAE = {**LINEAR.vae, "mid_block_add_attention": True}
+
+#: Stable Diffusion 2.1: velocities, scores in float32, the padding of OpenCLIP
+SD2 = replace(
+    LINEAR,
+    name="sd2",
+    unet={**_SMALL_UNET, "upcast_attention": True},
+    scheduler={"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "clip_sample": False},
+    pad_token="!",
+    seed=4,
+)
+SD2_INPAINTING = replace(
+    SD2,
+    name="sd2-inpainting",
+    unet={**_SMALL_UNET, "in_channels": 9},
+    scheduler={},
+    pipeline="StableDiffusionInpaintPipeline",
+    seed=5,
+)
+
+#: SDXL: two text encoders, pooled text and sizes, levels with different numbers of transformer layers
+SDXL = TinyCheckpoint(
+    name="sdxl",
+    unet={
+        **_SMALL_UNET,
+        "transformer_layers_per_block": (1, 2),
+        "cross_attention_dim": 24 + 20,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 16 + 6 * 8,
+    },
+    vae={**_SMALL_VAE, "scaling_factor": 0.13025},
+    text_encoder={**LINEAR.text_encoder, "num_hidden_layers": 3, "hidden_act": "quick_gelu"},
+    text_encoder_2={
+        "hidden_size": 20,
+        "intermediate_size": 50,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "hidden_act": "gelu",
+    },
+    scheduler={"_class_name": "EulerDiscreteScheduler"},
+    pipeline="StableDiffusionXLPipeline",
+    seed=6,
+)
+SDXL_INPAINTING = replace(
+    SDXL,
+    name="sdxl-inpainting",
+    unet={**SDXL.unet, "in_channels": 9},
+    pipeline="StableDiffusionXLInpaintPipeline",
+    options={"force_zeros_for_empty_prompt": False},
+    seed=7,
+)
+#: SDXL's refiner: the second text encoder alone, and an aesthetic score
+REFINER = replace(
+    SDXL,
+    name="refiner",
+    unet={
+        **SDXL.unet,
+        "cross_attention_dim": 20,
+        "projection_class_embeddings_input_dim": 16 + 5 * 8,
+    },
+    text_encoder=None,
+    pipeline="StableDiffusionXLImg2ImgPipeline",
+    options={"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False},
+    seed=8,
+)
+LCM = replace(
+    LINEAR,
+    name="lcm",
+    unet={**_SMALL_UNET, "time_cond_proj_dim": 12},
+    scheduler={"_class_name": "LCMScheduler"},
+    pipeline="LatentConsistencyModelPipeline",
+    seed=9,
+)
+PIX2PIX = replace(
+    LINEAR,
+    name="pix2pix",
+    unet={**_SMALL_UNET, "in_channels": 8},
+    scheduler={"_class_name": "EulerAncestralDiscreteScheduler"},
+    pipeline="StableDiffusionInstructPix2PixPipeline",
+    seed=10,
+)
 
 SCHEDULER = {
     "beta_start": 0.00085,
@@ -109,21 +213,38 @@ SCHEDULER = {
 
 def make_checkpoint(tiny: TinyCheckpoint) -> Path:
     """A folder in diffusers' layout with random weights; made once."""
-    from diffusers import (
-        AutoencoderKL,
-        PNDMScheduler,
-        StableDiffusionDepth2ImgPipeline,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    import diffusers
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    description = [tiny.name, tiny.seed, *map(dict, (tiny.unet, tiny.vae, tiny.text_encoder, tiny.scheduler))]
-    folder = CACHE / "checkpoints" / f"{tiny.name}-{_key(description, [Path(__file__)])}"
+    folder = CACHE / "checkpoints" / f"{tiny.name}-{_key([repr(tiny)], [Path(__file__)])}"
     if folder.is_dir():
         return folder
     torch.manual_seed(tiny.seed)
-    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    scheduler = {"_class_name": "PNDMScheduler", **SCHEDULER, **tiny.scheduler}
+    parts: dict[str, Any] = {
+        "vae": _randomized(diffusers.AutoencoderKL(**tiny.vae)),
+        **_text_parts("", tiny.text_encoder, CLIPTextModel, tiny.pad_token),
+        "unet": _randomized(diffusers.UNet2DConditionModel(**tiny.unet)),
+        "scheduler": getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
+    }
+    kind = getattr(diffusers, tiny.pipeline)
+    if tiny.text_encoder_2 is not None:
+        parts |= _text_parts("_2", tiny.text_encoder_2, CLIPTextModelWithProjection, "!")
+    elif tiny is DEPTH:
+        estimator, processor = _depth_estimator()
+        parts |= {"depth_estimator": estimator, "feature_extractor": processor}
+    else:
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return _publish(folder, kind(**parts, **tiny.options).save_pretrained)
+
+
+def _text_parts(suffix: str, config: Mapping[str, Any] | None, kind: Any, pad_token: str | None) -> dict[str, Any]:
+    """A text encoder and its tokenizer, or None for both."""
+    from transformers import CLIPTextConfig, CLIPTokenizer
+
+    if config is None:
+        return {f"text_encoder{suffix}": None, f"tokenizer{suffix}": None}
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER, **{} if pad_token is None else {"pad_token": pad_token})
     text_config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=tokenizer.model_max_length,
@@ -131,23 +252,9 @@ def make_checkpoint(tiny: TinyCheckpoint) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         projection_dim=16,
-        **tiny.text_encoder,
+        **config,
     )
-    parts = {
-        "vae": _randomized(AutoencoderKL(**tiny.vae)),
-        "text_encoder": _randomized(CLIPTextModel(text_config)),
-        "tokenizer": tokenizer,
-        "unet": _randomized(UNet2DConditionModel(**tiny.unet)),
-        "scheduler": PNDMScheduler(**SCHEDULER | dict(tiny.scheduler)),
-    }
-    if tiny is DEPTH:
-        estimator, processor = _depth_estimator()
-        pipeline = StableDiffusionDepth2ImgPipeline(**parts, depth_estimator=estimator, feature_extractor=processor)
-    else:
-        pipeline = StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    return _publish(folder, pipeline.save_pretrained)
+    return {f"text_encoder{suffix}": _randomized(kind(text_config)), f"tokenizer{suffix}": tokenizer}
 
 
 def _depth_estimator() -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -75,3 +76,14 @@ def depth_checkpoint() -> Path:
 def depth_export(depth_checkpoint: Path) -> Path:
     """The export of `depth_checkpoint`."""
     return checkpoints.export_checkpoint(depth_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[[str], tuple[Path, Path]]:
+    """The export and the checkpoint of a `TinyCheckpoint` of `checkpoints`, by its name there."""
+
+    def made(name: str) -> tuple[Path, Path]:
+        checkpoint = checkpoints.make_checkpoint(getattr(checkpoints, name))
+        return checkpoints.export_checkpoint(checkpoint), checkpoint
+
+    return made

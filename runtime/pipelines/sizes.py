@@ -41,10 +41,13 @@ class Sizes:
         """
         original = self.original_size or picture
         target = self.target_size or picture
-        told = _numbers(original, self.crops_coords_top_left, target, self.aesthetic_score, count)
+        crop, away_crop = self.crops_coords_top_left, self.negative_crops_coords_top_left
+        if count == TIME_IDS and None in (self.negative_original_size, self.negative_target_size):
+            away_crop = crop  # of a whole that is not told apart, as in diffusers
+        told = _numbers(original, crop, target, self.aesthetic_score, count)
         away = _numbers(
             self.negative_original_size or original,
-            self.negative_crops_coords_top_left,
+            away_crop,
             self.negative_target_size or target,
             self.negative_aesthetic_score,
             count,
