@@ -65,11 +65,12 @@ class Call:
         own = {name: value for name, value in given.items() if value is not None}
         if len(own) == 2:
             raise ValueError("give timesteps or sigmas, not both")
-        options = {**(own or {"num_inference_steps": self.num_inference_steps}), **self.timestep_options}
+        more = {name: value for name, value in self.timestep_options.items() if value is not None}
         known = inspect.signature(scheduler.set_timesteps).parameters
-        if unknown := [name for name in options if name not in known]:
-            raise ValueError(f"{type(scheduler).__name__} does not take its own {unknown[0]}")
-        scheduler.set_timesteps(**options)
+        for name in [*own, *more]:
+            if name not in known:
+                raise ValueError(f"{type(scheduler).__name__} does not take {'its own ' * (name in own)}{name}")
+        scheduler.set_timesteps(**(own or {"num_inference_steps": self.num_inference_steps}), **more)
 
     def until_the_end(self, scheduler: Scheduler, timesteps: Sequence[float]) -> list[float]:
         """Those of the timesteps that come before `denoising_end`.

@@ -319,7 +319,7 @@ def test_bad_calls_are_refused(base: Pair, options: dict[str, Any], message: str
 
 
 def test_an_end_before_the_first_timestep_is_refused(base: Pair) -> None:
-    use_scheduler(base, "DDIMScheduler")  # whose first timestep is not the last of the training
+    use_scheduler(base, "DDIMScheduler", timestep_spacing="leading")  # the first is not the last of the training
     with pytest.raises(ValueError, match=r"^denoising_end 0.001 leaves none of 5 timesteps: raise it"):
         base[0](PROMPT, num_inference_steps=5, denoising_end=0.001)
 
