@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safelight.reference.checkpoint import find_weights
+from safelight.reference.checkpoint import find_weights, read_config
 from safelight.runtime.manifest import file_record
 from safelight.runtime.model_folder import GRAPH, MODEL_INDEX, read_json_object
 from safelight.runtime.source import download, is_hub_id
 
+from .fit import check_fit
 from .networks import COMPONENT_KINDS
 
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -92,6 +93,7 @@ def open_checkpoint(
         read_json_object(file)
     if not components:
         raise ValueError(f"{path / MODEL_INDEX} names no network")
+    check_fit([_configured(component) for component in components], index)
     files = {str(file.relative_to(path)): file for component in components for file in _files(component)}
     return Checkpoint(
         path=path,
@@ -120,6 +122,12 @@ def _component(path: Path, name: str, class_name: str, variant: str | None) -> C
     folder = _folder(path, name, "config.json")
     COMPONENT_KINDS[class_name].model.check_pretrained(folder, variant=variant)
     return Component(name, class_name, folder, variant)
+
+
+def _configured(component: Component) -> tuple[str, str, dict[str, Any]]:
+    """Name, class and complete configuration of a network."""
+    config_class = COMPONENT_KINDS[component.class_name].model.config_class
+    return component.name, component.class_name, config_class.from_dict(read_config(component.path)).to_dict()
 
 
 def _folder(path: Path, name: str, file: str) -> Path:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from safelight.reference import (
     AutoencoderKL,
+    AutoencoderTiny,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     DPTForDepthEstimation,
@@ -117,9 +118,9 @@ def _text_network(
 
 
 #: sizes that SDXL's UNet is told: original, crop and target, two numbers each
-_TIME_IDS = 6
+TIME_IDS = 6
 #: those that its refiner is told: original and crop, and an aesthetic score
-_REFINER_TIME_IDS = 5
+REFINER_TIME_IDS = 5
 #: random sizes lie below this
 _SIZES_BELOW = 1024
 
@@ -130,7 +131,7 @@ def _unet(component: str, config: Config, pipeline: Config) -> list[NetworkDescr
     if config["time_cond_proj_dim"] is not None:
         added = (TensorDescription("timestep_cond", ("batch", config["time_cond_proj_dim"])),)
     if config["addition_embed_type"] is not None:
-        count = _REFINER_TIME_IDS if pipeline.get("requires_aesthetics_score") else _TIME_IDS
+        count = REFINER_TIME_IDS if pipeline.get("requires_aesthetics_score") else TIME_IDS
         pooled = config["projection_class_embeddings_input_dim"] - count * config["addition_time_embed_dim"]
         added += (
             TensorDescription("text_embeds", ("batch", pooled)),
@@ -216,34 +217,54 @@ def _depth_estimator(component: str, config: Config, _pipeline: Config) -> list[
 
 
 def _autoencoder(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
-    factor = 2 ** (len(config["block_out_channels"]) - 1)
-    latent = config["latent_channels"]
+    latent, factor = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+    parameters = TensorDescription("latent_parameters", ("batch", 2 * latent, "latent_height", "latent_width"))
     return [
-        NetworkDescription(
-            name=f"{component}_encoder",
-            component=component,
-            run=AutoencoderKL.encode_parameters,
-            inputs=(TensorDescription("sample", ("batch", config["in_channels"], "height", "width")),),
-            outputs=(TensorDescription("latent_parameters", ("batch", 2 * latent, "latent_height", "latent_width")),),
-            trace_sizes={"batch": 2, "height": 6 * factor, "width": 10 * factor},
-            check_sizes=(
-                {"batch": 2, "height": 8 * factor, "width": 8 * factor},
-                {"batch": 1, "height": 5 * factor, "width": 11 * factor},
-            ),
-        ),
-        NetworkDescription(
-            name=f"{component}_decoder",
-            component=component,
-            run=AutoencoderKL.decode_sample,
-            inputs=(TensorDescription("latent_sample", ("batch", latent, "latent_height", "latent_width")),),
-            outputs=(TensorDescription("sample", ("batch", config["out_channels"], "height", "width")),),
-            trace_sizes={"batch": 2, "latent_height": 6, "latent_width": 10},
-            check_sizes=(
-                {"batch": 2, "latent_height": 8, "latent_width": 8},
-                {"batch": 1, "latent_height": 5, "latent_width": 11},
-            ),
-        ),
+        _encoder(component, config, AutoencoderKL.encode_parameters, parameters, factor),
+        _decoder(component, config, AutoencoderKL.decode_sample),
     ]
+
+
+def _tiny_autoencoder(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
+    factor = 2 ** (len(config["num_encoder_blocks"]) - 1)
+    latents = TensorDescription("latents", ("batch", config["latent_channels"], "latent_height", "latent_width"))
+    return [
+        _encoder(component, config, AutoencoderTiny.encode_latents, latents, factor),
+        _decoder(component, config, AutoencoderTiny.decode_sample),
+    ]
+
+
+def _encoder(
+    component: str, config: Config, run: Callable[..., Any], output: TensorDescription, factor: int
+) -> NetworkDescription:
+    return NetworkDescription(
+        name=f"{component}_encoder",
+        component=component,
+        run=run,
+        inputs=(TensorDescription("sample", ("batch", config["in_channels"], "height", "width")),),
+        outputs=(output,),
+        trace_sizes={"batch": 2, "height": 6 * factor, "width": 10 * factor},
+        check_sizes=(
+            {"batch": 2, "height": 8 * factor, "width": 8 * factor},
+            {"batch": 1, "height": 5 * factor, "width": 11 * factor},
+        ),
+    )
+
+
+def _decoder(component: str, config: Config, run: Callable[..., Any]) -> NetworkDescription:
+    latents = ("batch", config["latent_channels"], "latent_height", "latent_width")
+    return NetworkDescription(
+        name=f"{component}_decoder",
+        component=component,
+        run=run,
+        inputs=(TensorDescription("latent_sample", latents),),
+        outputs=(TensorDescription("sample", ("batch", config["out_channels"], "height", "width")),),
+        trace_sizes={"batch": 2, "latent_height": 6, "latent_width": 10},
+        check_sizes=(
+            {"batch": 2, "latent_height": 8, "latent_width": 8},
+            {"batch": 1, "latent_height": 5, "latent_width": 11},
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -260,6 +281,7 @@ COMPONENT_KINDS: Mapping[str, ComponentKind] = {
     "CLIPTextModelWithProjection": ComponentKind(CLIPTextModelWithProjection, _projecting_text_encoder),
     "UNet2DConditionModel": ComponentKind(UNet2DConditionModel, _unet),
     "AutoencoderKL": ComponentKind(AutoencoderKL, _autoencoder),
+    "AutoencoderTiny": ComponentKind(AutoencoderTiny, _tiny_autoencoder),
     "UNet2DModel": ComponentKind(UNet2DModel, _unconditional_unet),
     "DPTForDepthEstimation": ComponentKind(DPTForDepthEstimation, _depth_estimator),
 }

@@ -7,6 +7,7 @@ from .autoencoder import (
     DecoderOutput,
     DiagonalGaussianDistribution,
 )
+from .autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, AutoencoderTinyOutput
 from .depth_estimator import DepthEstimatorOutput, DPTConfig, DPTForDepthEstimation
 from .text_encoder import (
     CLIPTextConfig,
@@ -23,6 +24,9 @@ __all__ = [
     "AutoencoderKL",
     "AutoencoderKLConfig",
     "AutoencoderKLOutput",
+    "AutoencoderTiny",
+    "AutoencoderTinyConfig",
+    "AutoencoderTinyOutput",
     "CLIPTextConfig",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",

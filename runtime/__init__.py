@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from . import schedulers
 from .networks import (
     AutoencoderKL,
+    AutoencoderTiny,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     UNet2DConditionModel,
@@ -70,6 +71,7 @@ __all__ = [
     "AutoPipelineForInpainting",
     "AutoPipelineForText2Image",
     "AutoencoderKL",
+    "AutoencoderTiny",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "CLIPTokenizer",

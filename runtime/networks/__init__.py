@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..model_folder import ModelFolder
-from .autoencoder import AutoencoderKL, DiagonalGaussian, open_autoencoder
+from .autoencoder import Autoencoder, AutoencoderKL, AutoencoderTiny, CertainLatents, DiagonalGaussian
 from .depth_estimator import DepthEstimatorOutput, DPTForDepthEstimation, open_depth_estimator
 from .engine import DEFAULTS, Engine, read_config
 from .text_encoder import (
@@ -25,7 +25,8 @@ from .unet import UNet2DConditionModel, UNet2DModel, UNetOutput, open_unconditio
 
 #: the class named in model_index.json -> how it is opened
 NETWORK_OPENERS: dict[str, Callable[[ModelFolder, Engine, str], Any]] = {
-    "AutoencoderKL": open_autoencoder,
+    "AutoencoderKL": AutoencoderKL.open,
+    "AutoencoderTiny": AutoencoderTiny.open,
     "CLIPTextModel": open_text_encoder,
     "CLIPTextModelWithProjection": open_projecting_text_encoder,
     "DPTForDepthEstimation": open_depth_estimator,
@@ -37,9 +38,12 @@ __all__ = [
     "DEFAULTS",
     "FINAL_LAYER_NORM",
     "NETWORK_OPENERS",
+    "Autoencoder",
     "AutoencoderKL",
+    "AutoencoderTiny",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
+    "CertainLatents",
     "DPTForDepthEstimation",
     "DepthEstimatorOutput",
     "DiagonalGaussian",
@@ -50,7 +54,6 @@ __all__ = [
     "UNet2DConditionModel",
     "UNet2DModel",
     "UNetOutput",
-    "open_autoencoder",
     "open_depth_estimator",
     "open_projecting_text_encoder",
     "open_text_encoder",

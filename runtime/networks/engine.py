@@ -35,6 +35,12 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "scaling_factor": 0.18215,
             "shift_factor": None,
         },
+        "AutoencoderTiny": {
+            "latent_channels": 4,
+            "num_encoder_blocks": [1, 3, 3, 3],
+            "scaling_factor": 1.0,
+            "shift_factor": 0.0,
+        },
         "CLIPTextModel": {"num_hidden_layers": 12, "hidden_size": 512, "layer_norm_eps": 1e-5},
         "CLIPTextModelWithProjection": {"num_hidden_layers": 12, "hidden_size": 512, "projection_dim": 512},
         "DPTForDepthEstimation": {},

@@ -1,12 +1,13 @@
 """Where image to image starts: from a picture with noise (SDEdit, arXiv:2108.01073), and so later."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ..backends import Array
 from ..image_input import ImageInput, preprocess_image
-from ..networks import AutoencoderKL, DiagonalGaussian
+from ..networks import Autoencoder
 from ..random import Generator, randn
 from ..schedulers import Scheduler
 from .call import Call, timestep_at
@@ -118,7 +119,7 @@ def repeated(array: Array, batch: int, name: str) -> Array:
 
 
 def encoded_latents(
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     pixels: Array,
     batch: int,
     generator: Generator | Sequence[Generator],
@@ -141,7 +142,7 @@ def encoded_latents(
     distribution = vae.encode(pixels)
     if not isinstance(generator, Generator):
         if before_sampling:
-            distribution = DiagonalGaussian(repeated(distribution.parameters, batch, "image"))
+            distribution = replace(distribution, parameters=repeated(distribution.parameters, batch, "image"))
         generator = generator[: len(distribution.parameters)]
     return repeated(vae.scale(distribution.sample(generator)), batch, "image")
 

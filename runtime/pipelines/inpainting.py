@@ -132,7 +132,7 @@ def start_from_mask(pipeline: TextGuidedPipeline, call: Call, batch: int, what: 
         kept = encoded_latents(vae, masked.astype(np.float32), batch, source)
         seen = np.concatenate([small_mask, kept], axis=1)
         return Start(latents=start, timesteps=timesteps, generator=source, channels=seen)
-    if what.masked_image_latents is None and pixels.shape[1] != channels:
+    if vae.samples and what.masked_image_latents is None and pixels.shape[1] != channels:
         count = max(len(pixels), len(mask))  # latents of the masked image, which diffusers draws and leaves
         randn((count, *shape[1:]), source if isinstance(source, Generator) else source[:count])
     assert clean is not None

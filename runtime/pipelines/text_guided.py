@@ -14,7 +14,7 @@ from ..guidance import guidance_scale_embedding
 from ..image import to_pil, to_unit_interval
 from ..latents import check_size
 from ..long_prompts import chunk_count, encode_long_prompts
-from ..networks import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from ..networks import Autoencoder, CLIPTextModel, UNet2DConditionModel
 from ..random import Generator
 from ..schedulers import Scheduler
 from ..textual_inversion import load_textual_inversion
@@ -94,7 +94,7 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
     #: what a callback may ask for
     callback_tensors: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds")
 
-    vae: AutoencoderKL
+    vae: Autoencoder
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     unet: UNet2DConditionModel

@@ -1,4 +1,4 @@
-"""Stable Diffusion 2: velocities, scores in float32, OpenCLIP's padding; and its UNet of 9 channels; against diffusers."""
+"""Stable Diffusion 2 against diffusers: velocities, scores in float32, OpenCLIP's padding, a UNet of 9 channels."""
 
 from collections.abc import Callable
 from pathlib import Path
