@@ -46,7 +46,8 @@ def check_fit(components: Sequence[tuple[str, str, Config]], pipeline: Config) -
     sizes = count * unet["addition_time_embed_dim"]
     if projections[-1] + sizes != unet["projection_class_embeddings_input_dim"]:
         raise ValueError(
-            f"the text encoder does not fit the UNet: pooled text is {projections[-1]} wide, {count} sizes are {sizes}, "
+            "the text encoder does not fit the UNet: "
+            f"pooled text is {projections[-1]} wide, {count} sizes are {sizes}, "
             f"projection_class_embeddings_input_dim is {unet['projection_class_embeddings_input_dim']}; "
             "they are of different models, or requires_aesthetics_score in model_index.json is wrong"
         )
