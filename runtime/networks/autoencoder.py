@@ -124,7 +124,11 @@ class Autoencoder(ABC):
     @property
     @abstractmethod
     def sample_size(self) -> int:
-        """A side of the pictures that it was trained on, in pixels."""
+        """A side of the pictures that it was trained on, in pixels: what tiles have."""
+
+    @abstractmethod
+    def encode(self, sample: Array) -> DiagonalGaussian | CertainLatents:
+        """The latents of images, or their distribution: (batch, 3, height, width) in [-1, 1]; unscaled."""
 
     @property
     def latent_channels(self) -> int:
@@ -216,7 +220,11 @@ class AutoencoderTiny(Autoencoder):
     """An autoencoder distilled from a large one (TAESD): pictures of about its quality in a fraction of the time."""
 
     samples = False
-    sample_size = 512  # diffusers' tiles have this side; the configuration names none
+
+    @property
+    def sample_size(self) -> int:
+        """A side of diffusers' tiles, in pixels; the configuration names none."""
+        return 512
 
     @property
     def factor(self) -> int:
