@@ -299,6 +299,7 @@ def _target_size(
     height, width = own_height if height is None else height, own_width if width is None else width
     if min(height, width) < factor:
         raise ValueError(f"an image must be at least {factor} pixels high and wide, got {height} and {width}")
+    _check_pixels(width, height, "the resized picture")
     return height - height % factor, width - width % factor
 
 
