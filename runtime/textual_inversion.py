@@ -88,9 +88,7 @@ def read_textual_inversion(path: str | Path, token: str | None = None) -> Textua
     from safetensors import SafetensorError  # 25 ms to import, and rarely needed
     from safetensors.numpy import load_file
 
-    path = Path(path)
-    if path.is_dir():
-        path = next((file for file in _in_folder(path) if file.is_file()), path / _IN_FOLDER)
+    path = embedding_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no embedding {path}")
     if path.suffix.lower() in _PICKLES:
@@ -112,6 +110,16 @@ def read_textual_inversion(path: str | Path, token: str | None = None) -> Textua
             f"got {vectors.dtype} {vectors.shape}"
         )
     return TextualInversion(own if token is None else token, vectors)
+
+
+def embedding_file(path: str | Path) -> Path:
+    """The file of an embedding that is named by itself or by its folder; it need not be there."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    safe = path / _IN_FOLDER
+    pickled = safe.with_suffix(".bin")  # only to be refused by name
+    return pickled if pickled.is_file() and not safe.is_file() else safe
 
 
 def load_textual_inversion(
@@ -203,8 +211,3 @@ def _open(folder: ModelFolder, engine: Engine, component: str, rows: Sequence[in
         raise ValueError(f"an embedding has numbers that are not finite in {matrix.dtype}, the text encoder's weights")
     graph = folder.graph(component, backend_module(engine.backend).target(engine.device))
     return open_network(graph, backend=engine.backend, device=engine.device, initializers={TOKEN_EMBEDDING: matrix})
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    """What diffusers looks for in a folder; the pickle only to be refused by name."""
-    return [folder / _IN_FOLDER, (folder / _IN_FOLDER).with_suffix(".bin")]
