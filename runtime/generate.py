@@ -45,7 +45,6 @@ CALL = (
     "image", "mask_image", "depth_map",
 )  # fmt: skip
 #: what a user who names a file may mean, and that is not always what is written
-_NO_PROMPT = "embeddings"  # in the name of a file
 _OTHER_KINDS = {".png", ".npy", ".jpg", ".jpeg", ".webp"}
 
 
@@ -173,6 +172,12 @@ class Request:
             alone["prompt"] = self.prompts[index // self.count]
         return alone
 
+    def name(self, index: int) -> str:
+        """What one of the pictures is called, as part of a file's name."""
+        if self.prompts:
+            return _slug(self.prompts[index // self.count])
+        return _slug("") if self.parameters.get("prompt_embeds") is None else "embeddings"
+
 
 def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -> DiffusionPipeline:
     """The pipeline that a picture's parameters name, with their scheduler."""
@@ -252,7 +257,7 @@ def _option(text: str) -> tuple[str, Any]:
 def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:
     """Writes the pictures, or the arrays, and returns where they lie."""
     kind = _kind(arguments)
-    name = _slug(request.prompts[0] if request.prompts else _NO_PROMPT)
+    name = request.name(0)
     if kind == ".npy":
         path = _place(arguments.output, kind, f"{request.seeds[0]}-{name}")
         np.save(path, images)
@@ -267,8 +272,7 @@ def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: 
         output: Path = arguments.output
         if output.suffix.lower() == kind and len(images) > 1:
             output = output.with_stem(f"{output.stem}-{index}")
-        prompt = request.prompts[index // request.count] if request.prompts else _NO_PROMPT
-        paths.append(_place(output, kind, f"{request.seeds[index]}-{_slug(prompt)}"))
+        paths.append(_place(output, kind, f"{request.seeds[index]}-{request.name(index)}"))
         save_png(image, paths[-1], parameters | request.of_picture(index))
     return paths
 

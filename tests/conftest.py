@@ -75,3 +75,11 @@ def depth_checkpoint() -> Path:
 def depth_export(depth_checkpoint: Path) -> Path:
     """The export of `depth_checkpoint`."""
     return checkpoints.export_checkpoint(depth_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def unconditional_export() -> Path:
+    """The export of a UNet of pixels, and a DDPM scheduler."""
+    return checkpoints.export_checkpoint(
+        checkpoints.make_unconditional_checkpoint("unconditional", checkpoints.UNCONDITIONAL)
+    )

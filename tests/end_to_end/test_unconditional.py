@@ -12,18 +12,6 @@ from pairs import assert_same_pictures, open_pair
 
 from safelight.runtime import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel, source
 
-UNET: dict[str, Any] = {
-    "sample_size": (24, 16),
-    "block_out_channels": (16, 24, 32),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "attention_head_dim": 8,
-    "norm_num_groups": 8,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-}
 _SMALL = {"sample_size": (24, 16), "layers_per_block": 1, "norm_num_groups": 8, "attention_head_dim": 8}
 #: the other families of levels, each with another embedding of the timestep and another kind of class -> their labels
 FAMILIES: dict[str, tuple[dict[str, Any], np.ndarray]] = {
@@ -67,7 +55,9 @@ FAMILIES: dict[str, tuple[dict[str, Any], np.ndarray]] = {
 
 @pytest.fixture(scope="module", params=["folders", "flat"])
 def checkpoint(request: pytest.FixtureRequest) -> Path:
-    return checkpoints.make_unconditional_checkpoint("unconditional", UNET, flat=request.param == "flat")
+    return checkpoints.make_unconditional_checkpoint(
+        "unconditional", checkpoints.UNCONDITIONAL, flat=request.param == "flat"
+    )
 
 
 @pytest.fixture(scope="module")

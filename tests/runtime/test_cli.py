@@ -21,9 +21,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from safelight.runtime import (
+    DDPMPipeline,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     Generator,
+    StableDiffusionDepth2ImgPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     bundled_model,
@@ -770,6 +772,43 @@ def test_a_mask_of_what_is_made_anew(generate: Run, photo: str, mask: str) -> No
     assert pixels(path).shape == (300, 451, 3)
     np.testing.assert_array_equal(pixels(path)[:60], pixels(photo)[:60])
     assert not np.array_equal(pixels(path), pixels(photo))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["estimated", "given"])
+def test_depth_to_image(generate: Run, photo: str, depth_export: Path, given: bool) -> None:
+    depth_map = np.random.default_rng(0).random((1, 24, 24))
+    np.save("depth.npy", depth_map)
+    options = ("--image", photo, "--strength", 1, "--seed", 3, *(("--depth-map", "depth.npy") if given else ()))
+    _, path = generate(PROMPT, "--model", depth_export, *options)
+    pipeline = StableDiffusionDepth2ImgPipeline.from_pretrained(depth_export)
+    pipeline.set_progress_bar_config(disable=True)
+    image = Image.open(photo).resize((32, 32), Image.Resampling.LANCZOS)
+    depth: dict[str, Any] = {"depth_map": depth_map} if given else {}
+    expected = pipeline(PROMPT, image, strength=1.0, seed=3, num_inference_steps=2, **depth).images[0]
+    np.testing.assert_array_equal(pixels(path), np.asarray(expected))
+    _, again = generate("--from-image", path)
+    np.testing.assert_array_equal(pixels(again), pixels(path))
+
+
+def test_pictures_from_noise_alone(
+    unconditional_export: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]
+) -> None:
+    made = ("generate", "--model", str(unconditional_export), "--num-inference-steps", "2", "--no-progress")
+    assert main([*made, "--num-images-per-prompt", "2", "--seed", "5"]) == 0
+    _, *paths = capsys.readouterr().out.splitlines()
+    assert paths == ["output/5-picture.png", "output/6-picture.png"]
+    pipeline = DDPMPipeline.from_pretrained(unconditional_export)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(batch_size=2, seed=[5, 6], num_inference_steps=2).images
+    np.testing.assert_array_equal([pixels(path) for path in paths], [np.asarray(each) for each in expected])
+    assert main(["generate", "--from-image", paths[1], "--output", "again.png", "--no-progress"]) == 0
+    assert np.abs(pixels("again.png").astype(int) - pixels(paths[1])).max() <= 1
+    capsys.readouterr()
+    assert fails(*made, "cat") == "DDPMPipeline takes no prompt"
+    assert fails(*made, "--height", "32", "--mask", "x.png") == (
+        "DDPMPipeline is for a DDPMPipeline, which has no inpainting beside it"
+    )
+    assert fails(*made, "--height", "32", "--strength", "1") == "DDPMPipeline takes no --height, --strength"
 
 
 @pytest.mark.parametrize(
