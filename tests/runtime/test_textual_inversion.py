@@ -259,6 +259,16 @@ def test_a_token_is_loaded_once_and_the_first_stays(model: Model, one_vector: Pa
         model.load(one_vector, "<y>")
 
 
+def test_tokens_that_prompts_do_not_tell_apart_are_refused(model: Model, one_vector: Path, many_vectors: Path) -> None:
+    model.load(one_vector, "<Cat  Toy>")
+    expected = model.encode("a <cat toy>", "a <CAT   Toy>")
+    np.testing.assert_array_equal(expected[0], expected[1])
+    for token in ("<cat toy>", "<CAT TOY>"):
+        with pytest.raises(ValueError, match=f"has a token '{token}' already; choose another name"):
+            model.load(many_vectors, token)
+    np.testing.assert_array_equal(model.encode("a <cat toy>", "a <CAT   Toy>"), expected)
+
+
 def test_room_is_counted_over_all_that_were_loaded(model: Model, tmp_path: Path) -> None:
     save_file({"<x>": vectors(75, WIDTH)}, tmp_path / "x.safetensors")
     model.load(tmp_path / "x.safetensors")
