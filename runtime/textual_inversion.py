@@ -85,8 +85,7 @@ def read_textual_inversion(path: str | Path, token: str | None = None) -> Textua
         FileNotFoundError: there is no such file.
         ValueError: a pickle, or a file that holds no embedding of one token.
     """
-    from safetensors import SafetensorError  # 25 ms to import, and rarely needed
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open  # 25 ms to import, and rarely needed
 
     path = embedding_file(path)
     if not path.is_file():
@@ -94,14 +93,15 @@ def read_textual_inversion(path: str | Path, token: str | None = None) -> Textua
     if path.suffix.lower() in _PICKLES:
         raise ValueError(f"{path} is a pickle, and opening a pickle can run code: bring the embedding as .safetensors")
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            names = sorted(file.keys())
+            if len(names) != 1:  # a whole checkpoint, perhaps, which is not to be read
+                found = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+                raise ValueError(f"{path} must hold one tensor, the embedding of one token, got {len(names)}: {found}")
+            (name,) = names
+            vectors = file.get_tensor(name)
     except (SafetensorError, TypeError, KeyError) as error:  # the latter: a dtype that NumPy does not have
         raise ValueError(f"{path} cannot be read as a safetensors file of NumPy's dtypes: {error}") from error
-    if len(tensors) != 1:
-        raise ValueError(
-            f"{path} must hold one tensor, the embedding of one token, got {len(tensors)}: {', '.join(sorted(tensors))}"
-        )
-    ((name, vectors),) = tensors.items()
     own = path.stem if name == _A1111 else name
     vectors = vectors[None] if vectors.ndim == 1 else vectors
     if vectors.ndim != 2 or not len(vectors) or not np.issubdtype(vectors.dtype, np.floating):

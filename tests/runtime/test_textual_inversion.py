@@ -209,6 +209,12 @@ def write(tensors: dict[str, Array]) -> Callable[[Path], None]:
         (write({"<x>": np.zeros(WIDTH, np.int64)}), "x.safetensors", "floating-point numbers, got int64"),
         (write({"<x>": np.full(WIDTH, 1e6, np.float32)}), "x.safetensors", "not finite in float16"),
         (write({"clip_l": vectors(1, 4), "clip_g": vectors(1, 4)}), "x.safetensors", "got 2: clip_g, clip_l"),
+        (
+            write({f"layer.{n}": vectors(1, 4) for n in range(9)}),
+            "x.safetensors",
+            r"got 9: layer.0, layer.1, layer.2, ...$",
+        ),
+        (write({}), "x.safetensors", "got 0: $"),
         (write({"<|EndOfText|>".lower(): vectors(WIDTH)}), "x.safetensors", "has a token '<|endoftext|>' already"),
         (write({"cat</w>": vectors(WIDTH)}), "x.safetensors", "has a token 'cat</w>' already"),
         (write({" ": vectors(WIDTH)}), "x.safetensors", "must have a name"),
