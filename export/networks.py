@@ -166,15 +166,15 @@ def _unet(component: str, config: Config, pipeline: Config) -> list[NetworkDescr
 def _unconditional_unet(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
     image = ("height", "width")
     factor = 2 ** (len(config["block_out_channels"]) - 1)
+    timesteps = config["num_train_timesteps"] if config["time_embedding_type"] == "learned" else 1000
     classes: tuple[TensorDescription, ...] = ()
     if config["class_embed_type"] == "timestep":
-        classes = (TensorDescription("class_labels", ("batch",), torch.float32, below=1000),)
+        classes = (TensorDescription("class_labels", ("batch",), torch.float32, below=timesteps),)
     elif config["class_embed_type"] == "identity":
         width = config["time_embedding_dim"] or 4 * config["block_out_channels"][0]
         classes = (TensorDescription("class_labels", ("batch", width)),)
     elif config["num_class_embeds"] is not None:
         classes = (TensorDescription("class_labels", ("batch",), torch.int64, below=config["num_class_embeds"]),)
-    timesteps = config["num_train_timesteps"] or 1000
     return [
         NetworkDescription(
             name=component,

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from .image import image_grid, read_parameters, save_png
-from .image_input import open_image
+from .image_input import open_image, resize_image
+from .input_files import ARRAYS, CONTENTS, EMBEDDINGS, PICTURES, check_contents, contents, option, read_array
+from .latents import check_size
 from .pipelines import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
@@ -42,12 +44,7 @@ CALL = (
     "clip_skip", "latents", "prompt_embeds", "negative_prompt_embeds", "strength", "padding_mask_crop",
     "image", "mask_image", "depth_map",
 )  # fmt: skip
-#: of those, the ones that are files of arrays
-ARRAYS = ("latents", "prompt_embeds", "negative_prompt_embeds", "depth_map")
-#: and those that are pictures
-PICTURES = ("image", "mask_image")
 #: what a user who names a file may mean, and that is not always what is written
-_NO_PROMPT = "embeddings"  # in the name of a file
 _OTHER_KINDS = {".png", ".npy", ".jpg", ".jpeg", ".webp"}
 
 
@@ -144,16 +141,16 @@ class Request:
     def call(self, pipeline: Any, output_type: str) -> Any:
         """Runs the pipeline."""
         options = {name: self.parameters[name] for name in CALL if self.parameters.get(name) is not None}
-        options |= {name: np.load(options[name], allow_pickle=False) for name in ARRAYS if name in options}
+        options |= {name: read_array(options[name]) for name in ARRAYS if name in options}
         options |= {name: open_image(options[name]) for name in PICTURES if name in options}
         known = inspect.signature(pipeline.__call__).parameters
         if "image" in options and "height" not in known:  # the picture says it
-            own = options["image"].size
-            sides = [options.pop(name, side) for name, side in zip(("width", "height"), own, strict=True)]
-            options["image"] = options["image"].resize(sides)
+            sides = {name: options.pop(name) for name in ("height", "width") if name in options}
+            for name, side in sides.items():
+                check_size(name, side, pipeline.vae.factor)
+            options["image"] = resize_image(options["image"], **sides)
         if unknown := [name for name in options if name not in known]:
-            flags = ", ".join(f"--{name.replace('_image', '').replace('_', '-')}" for name in unknown)
-            raise ValueError(f"{type(pipeline).__name__} takes no {flags}")
+            raise ValueError(f"{type(pipeline).__name__} takes no {', '.join(map(option, unknown))}")
         if isinstance(pipeline, UnconditionalPipeline):
             if self.prompts is not None:
                 raise ValueError(f"{type(pipeline).__name__} takes no prompt")
@@ -175,6 +172,12 @@ class Request:
             alone["prompt"] = self.prompts[index // self.count]
         return alone
 
+    def name(self, index: int) -> str:
+        """What one of the pictures is called, as part of a file's name."""
+        if self.prompts:
+            return _slug(self.prompts[index // self.count])
+        return _slug("") if self.parameters.get("prompt_embeds") is None else "embeddings"
+
 
 def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -> DiffusionPipeline:
     """The pipeline that a picture's parameters name, with their scheduler."""
@@ -188,7 +191,7 @@ def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -
     if isinstance(pipeline, TextGuidedPipeline):
         pipeline.enable_prompt_weights(bool(parameters.get("prompt_weights")))
         pipeline.enable_long_prompts(bool(parameters.get("long_prompts")))
-        for file in parameters.get("textual_inversions", ()):
+        for file in parameters.get(EMBEDDINGS, ()):
             pipeline.load_textual_inversion(file)
     name, options = parameters.get("scheduler"), parameters.get("scheduler_options", {})
     if name or options:
@@ -203,9 +206,8 @@ def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -
 
 def _request(arguments: argparse.Namespace) -> Request:
     """The picture's parameters, and those given on the command line over them."""
-    parameters: dict[str, Any] = {"model": BUNDLED}
-    if arguments.from_image is not None:
-        parameters |= read_parameters(arguments.from_image)
+    recorded = {} if arguments.from_image is None else read_parameters(arguments.from_image)
+    parameters: dict[str, Any] = {"model": BUNDLED, **recorded}
     names = ("model", "scheduler", "seed", "grid", "num_images_per_prompt", "prompt_weights", "long_prompts", *CALL)
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if given.get("model") == BUNDLED and Path(BUNDLED).is_dir():
@@ -214,11 +216,16 @@ def _request(arguments: argparse.Namespace) -> Request:
         parameters.pop("scheduler_options", None)  # the other scheduler's
     parameters |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     if arguments.textual_inversion:
-        parameters["textual_inversions"] = [str(path) for path in arguments.textual_inversion]
+        parameters[EMBEDDINGS] = [str(path) for path in arguments.textual_inversion]
     if arguments.scheduler_option:
         parameters["scheduler_options"] = dict(_option(text) for text in arguments.scheduler_option)
     if arguments.prompt:
         parameters["prompt"] = arguments.prompt[0] if len(arguments.prompt) == 1 else arguments.prompt
+    parameters.pop(CONTENTS, None)
+    if found := contents(parameters):
+        parameters[CONTENTS] = found
+    if arguments.from_image is not None:
+        check_contents(arguments.from_image, recorded, parameters)
     prompts = parameters.get("prompt")
     prompts = [prompts] if isinstance(prompts, str) else prompts
     if prompts is not None and parameters.get("prompt_embeds") is not None:
@@ -226,7 +233,7 @@ def _request(arguments: argparse.Namespace) -> Request:
     count = parameters.setdefault("num_images_per_prompt", 1)
     seed = parameters.setdefault("seed", secrets.randbits(32))
     embeds = parameters.get("prompt_embeds")
-    batch = len(prompts or [None]) if embeds is None else len(np.load(embeds, mmap_mode="r"))
+    batch = len(prompts or [None]) if embeds is None else len(np.atleast_1d(read_array(embeds)))
     return Request(
         prompts=prompts,
         count=count,
@@ -250,7 +257,7 @@ def _option(text: str) -> tuple[str, Any]:
 def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:
     """Writes the pictures, or the arrays, and returns where they lie."""
     kind = _kind(arguments)
-    name = _slug(request.prompts[0] if request.prompts else _NO_PROMPT)
+    name = request.name(0)
     if kind == ".npy":
         path = _place(arguments.output, kind, f"{request.seeds[0]}-{name}")
         np.save(path, images)
@@ -265,8 +272,7 @@ def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: 
         output: Path = arguments.output
         if output.suffix.lower() == kind and len(images) > 1:
             output = output.with_stem(f"{output.stem}-{index}")
-        prompt = request.prompts[index // request.count] if request.prompts else _NO_PROMPT
-        paths.append(_place(output, kind, f"{request.seeds[index]}-{_slug(prompt)}"))
+        paths.append(_place(output, kind, f"{request.seeds[index]}-{request.name(index)}"))
         save_png(image, paths[-1], parameters | request.of_picture(index))
     return paths
 

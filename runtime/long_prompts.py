@@ -1,7 +1,9 @@
 """Prompts with weights, and prompts longer than the text encoder: what `conditioning` does without either.
 
-A long prompt is encoded in chunks that know nothing of each other, and the UNet attends to all of them. The webui of
-AUTOMATIC1111 may end a chunk at a comma nearby; here each but the last is full.
+A long prompt is encoded in chunks that know nothing of each other, each with begin, end and padding; the UNet attends
+to all of them. Each but the last is full, even if that cuts a word. compel 2.5.1 gives these embeddings with
+`SplitLongTextMode.BRUTAL` (compared: to 5e-6); by default it ends a chunk at the last full stop in it, else at another
+mark, else at a word's end. The webui of AUTOMATIC1111 ends one at the last comma, if that is one of its last 20 tokens.
 
 Weights are used as in that webui ("Features: attention/emphasis" in its wiki): each token's embedding is multiplied by
 its weight, and then the chunk by what brings its mean back to what it was. compel does it differently: it interpolates

@@ -201,6 +201,20 @@ PIX2PIX = replace(
     seed=10,
 )
 
+#: an unconditional UNet, of pixels
+UNCONDITIONAL: dict[str, Any] = {
+    "sample_size": (24, 16),
+    "block_out_channels": (16, 24, 32),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "attention_head_dim": 8,
+    "norm_num_groups": 8,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+}
+
 SCHEDULER = {
     "beta_start": 0.00085,
     "beta_end": 0.012,

@@ -87,3 +87,11 @@ def tiny() -> Callable[[str], tuple[Path, Path]]:
         return checkpoints.export_checkpoint(checkpoint), checkpoint
 
     return made
+
+
+@pytest.fixture(scope="session")
+def unconditional_export() -> Path:
+    """The export of a UNet of pixels, and a DDPM scheduler."""
+    return checkpoints.export_checkpoint(
+        checkpoints.make_unconditional_checkpoint("unconditional", checkpoints.UNCONDITIONAL)
+    )

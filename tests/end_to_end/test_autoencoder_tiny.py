@@ -87,8 +87,8 @@ def test_tiles_make_about_the_same_picture(autoencoders: tuple[AutoencoderTiny, 
 
 
 def test_it_can_be_given_to_from_pretrained(tiny: Tiny) -> None:
-    tiny_folder = checkpoints.export_checkpoint(checkpoints.make_tiny_autoencoder())
-    with DiffusionPipeline.from_pretrained(tiny("SD2")[0], vae=AutoencoderTiny.from_pretrained(tiny_folder)) as pipeline:
+    vae = AutoencoderTiny.from_pretrained(checkpoints.export_checkpoint(checkpoints.make_tiny_autoencoder()))
+    with DiffusionPipeline.from_pretrained(tiny("SD2")[0], vae=vae) as pipeline:
         assert type(pipeline.vae) is AutoencoderTiny  # type: ignore[attr-defined]
     with AutoencoderKL.from_pretrained(tiny("SD2")[0]) as own:
         assert own.latent_channels == 4
