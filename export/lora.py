@@ -194,7 +194,7 @@ def _located(keys: Sequence[str], networks: Mapping[str, Shapes]) -> dict[tuple[
     unknown = []
     for key in keys:
         parsed = parse_key(key)
-        layer = parsed and finders.get(parsed.component, {}).get(plain_spelling(parsed.layer))
+        layer = finders.get(parsed.component, {}).get(plain_spelling(parsed.layer)) if parsed else None
         if parsed is None or layer is None:
             unknown.append(key)
             continue

@@ -69,22 +69,14 @@ def test_the_manifest_names_the_loras(pair: tuple[Pair, Path, Path]) -> None:
     _, model, folder = pair
     manifest = read_manifest(model)
     assert manifest is not None
-    hashes = [file_record(folder / f"{name}.safetensors").sha256 for name in ("style", "subject")]
     # the UNet has 7 transformers of 2 attention layers, and 11 resnets; the text encoder has 3 layers
-    unet = {"style": 14 + 7 + 11, "subject": 14 + 14}
+    fused = [
+        ("style.safetensors", STYLE_SCALE, {"unet": 14 + 7 + 11, "text_encoder": 3}),
+        ("subject.safetensors", SUBJECT_SCALE, {"unet": 14 + 14, "text_encoder": 3 + 3}),
+    ]
     assert manifest.source["loras"] == [
-        {
-            "file": "style.safetensors",
-            "sha256": hashes[0],
-            "scale": 0.6,
-            "fused": {"unet": unet["style"], "text_encoder": 3},
-        },
-        {
-            "file": "subject.safetensors",
-            "sha256": hashes[1],
-            "scale": 1.0,
-            "fused": {"unet": unet["subject"], "text_encoder": 6},
-        },
+        {"file": name, "sha256": file_record(folder / name).sha256, "scale": scale, "fused": counts}
+        for name, scale, counts in fused
     ]
 
 
