@@ -167,14 +167,14 @@ def _layers(tensors: Any, networks: Mapping[str, Shapes]) -> dict[str, list[Lora
         raise ValueError("it holds no tensors, so it would change nothing")
     if other := next(((key, method) for key in keys if (method := other_method(key))), None):
         raise ValueError(f"only LoRA and LoCon can be fused, and {other[0]} is of a {other[1]}")
-    if quantized := [key for key in keys if not tensors.get_slice(key).get_dtype().startswith(("F", "BF"))]:
-        raise ValueError(f"only floating-point numbers can be fused, not those of {abbreviated(quantized)}")
     configurations = _configurations(tensors, networks)
     layers = defaultdict(list)
     for (component, layer), roles in _located(keys, networks).items():
         if missing := next((role for role in ("down", "up") if role not in roles), None):
             raise ValueError(f"{' and '.join(roles.values())} came without the layer's {missing}")
         weight, down, up = f"{layer}.weight", roles["down"], roles["up"]
+        if quantized := [key for key in (down, up) if not tensors.get_slice(key).get_dtype().startswith(("F", "BF"))]:
+            raise ValueError(f"only floating-point numbers can be fused, not those of {' and '.join(quantized)}")
         rank = _checked_rank(tensors, component, weight, networks[component][weight], down=down, up=up)
         if "alpha" in roles:
             scaling = _alpha(tensors, roles["alpha"]) / rank

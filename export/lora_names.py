@@ -61,10 +61,10 @@ _ORIGINAL_LAYERS = {
 }
 #: layers of a resnet block -> their names in the original implementation
 _ORIGINAL_RESNET_LAYERS = {
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
+    ".conv1": ".in_layers.2",
+    ".time_emb_proj": ".emb_layers.1",
+    ".conv2": ".out_layers.3",
+    ".conv_shortcut": ".skip_connection",
 }
 
 
@@ -124,8 +124,8 @@ def _spellings(layer: str, original_blocks: Mapping[str, str]) -> Iterator[str]:
         yield plain_spelling(_ORIGINAL_LAYERS[layer])
     for block, original in original_blocks.items():
         if layer == block or layer.startswith(f"{block}."):
-            rest = layer.removeprefix(block).removeprefix(".")
-            yield plain_spelling(f"{original}.{_ORIGINAL_RESNET_LAYERS.get(rest, rest)}".removesuffix("."))
+            rest = layer.removeprefix(block)
+            yield plain_spelling(original + _ORIGINAL_RESNET_LAYERS.get(rest, rest))
 
 
 def _original_blocks(layers: set[str]) -> Iterator[tuple[str, str]]:

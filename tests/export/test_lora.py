@@ -22,13 +22,13 @@ Matrices = dict[tuple[str, str], tuple[Tensor, Tensor]]
 Tensors = dict[str, Tensor]
 
 SCALE = 0.7
-ALPHA = 2.0  # of rank 4
+ALPHA = 2  # of rank 4; kohya's trainers write it as an integer if it was given as one
 CONV_ALPHA = 5.0  # of rank 3
 TOLERANCE = 1e-6  # relative to a weight's largest
 
 
-def random_matrices(networks: Networks, *, conv: bool = True) -> Matrices:
-    """Matrices for every linear layer, of rank 4, and, if wanted, for every convolution of more than 1x1, of rank 3."""
+def random_matrices(networks: Networks) -> Matrices:
+    """Matrices for every linear layer, of rank 4, and for every convolution, of rank 3."""
     generator = torch.Generator().manual_seed(0)
     matrices = {}
     for component, network in networks.items():
@@ -37,8 +37,6 @@ def random_matrices(networks: Networks, *, conv: bool = True) -> Matrices:
                 continue
             out, *inner = module.weight.shape
             kernel = inner[1:]
-            if any(size > 1 for size in kernel) and not conv:
-                continue
             rank = 3 if kernel else 4
             down = torch.randn(rank, *inner, generator=generator)
             up = torch.randn(out, rank, *(1 for _ in kernel), generator=generator) / 4
@@ -75,7 +73,7 @@ def peft(_component: str, layer: str) -> tuple[str, str]:
 
 
 def attention_processors(component: str, layer: str) -> tuple[str, str]:
-    """diffusers 0.14 to 0.21."""
+    """diffusers' first, which are layers of attention processors."""
     parent, _, last = layer.removesuffix(".0").rpartition(".")
     if component == "unet" and ".attn" in parent:
         return f"{parent}.processor.{last}_lora.down", f"{parent}.processor.{last}_lora.up"
@@ -86,7 +84,7 @@ def attention_processors(component: str, layer: str) -> tuple[str, str]:
 
 
 def lora_layers(component: str, layer: str) -> tuple[str, str]:
-    """diffusers 0.22 to 0.25."""
+    """diffusers' next, which are layers within the layers that they change."""
     infix = "lora" if component == "unet" else "lora_linear_layer"
     return f"{layer}.{infix}.down", f"{layer}.{infix}.up"
 
@@ -196,7 +194,7 @@ def test_every_spelling_equals_diffusers(odd_pair: tuple[Any, Networks], spellin
 def test_keys_without_a_component_are_the_unets(linear_pair: tuple[Any, Networks], tmp_path: Path) -> None:
     """diffusers' first LoRAs, for which its UNet still has a loader."""
     theirs, ours = linear_pair
-    matrices = random_matrices({"unet": theirs.unet}, conv=False)
+    matrices = random_matrices({"unet": theirs.unet})
     attention = {key: value for key, value in matrices.items() if ".attn" in key[1]}
     tensors = {key.removeprefix("unet."): v for key, v in dotted(attention, attention_processors).items()}
     found = fused_here(ours, (saved(tensors, tmp_path), SCALE))
@@ -262,6 +260,19 @@ def test_each_layer_has_its_own_alpha(linear_pair: tuple[Any, Networks], tmp_pat
     expected = written_by_diffusers(matrices, tmp_path, lora_alpha=4, alpha_pattern=pattern)
     found = fused_here(ours, (saved(tensors, tmp_path), SCALE))
     assert_same(found, fused_by_diffusers(theirs, (expected, SCALE)))
+
+
+def test_pefts_matrices_may_have_kohyas_alpha(linear_pair: tuple[Any, Networks], tmp_path: Path) -> None:
+    """Such keys have one meaning, though diffusers refuses them."""
+    theirs, ours = linear_pair
+    matrices = random_matrices(networks_of(theirs))
+    alphas = {
+        f"{component}.{layer}.alpha": torch.tensor(CONV_ALPHA if down.ndim == 4 else ALPHA)
+        for (component, layer), (down, _) in matrices.items()
+    }
+    one = saved(FORMATS["peft"](matrices) | alphas, tmp_path, "one.safetensors")
+    other = saved(FORMATS["kohya"](matrices), tmp_path, "other.safetensors")
+    assert_same(fused_here(ours, (one, SCALE)), fused_here(ours, (other, SCALE)))
 
 
 def test_several_add_up(linear_pair: tuple[Any, Networks], tmp_path: Path) -> None:
