@@ -2,19 +2,24 @@
 
 import copy
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-import safelight.reference
-from safelight.export.lora import LoraFile, fuse, open_lora
+from safelight.export.checkpoint import open_checkpoint
+from safelight.export.lora import LoraFile, fuse, open_lora, open_loras
+from safelight.export.lora_names import COMPONENTS
+from safelight.export.networks import COMPONENT_KINDS
+from safelight.reference import CLIPTextModel
 
 Networks = Mapping[str, nn.Module]
 #: (component, layer) -> down, up
@@ -98,10 +103,6 @@ FORMATS: dict[str, Callable[[Matrices], Tensors]] = {
 }
 
 
-def loaded(path: Path) -> diffusers.StableDiffusionPipeline:
-    return diffusers.StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32)
-
-
 def networks_of(pipeline: Any) -> dict[str, nn.Module]:
     names = ("unet", "text_encoder", "text_encoder_2")
     return {name: getattr(pipeline, name) for name in names if getattr(pipeline, name, None) is not None}
@@ -144,7 +145,7 @@ def assert_same(found: dict[str, Tensors], expected: dict[str, Tensors]) -> None
 
 
 def reference_name(component: str, name: str) -> str:
-    return name if component == "unet" else safelight.reference.CLIPTextModel.parameter_name(name)
+    return name if component == "unet" else CLIPTextModel.parameter_name(name)
 
 
 def assert_changed(fused: dict[str, Tensors], base: Networks, matrices: Matrices) -> None:
@@ -170,9 +171,10 @@ def linear_pair(linear_checkpoint: Path) -> tuple[Any, Networks]:
 
 
 def opened_pair(checkpoint: Path) -> tuple[Any, Networks]:
-    return loaded(checkpoint), {
-        "unet": safelight.reference.UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet"),
-        "text_encoder": safelight.reference.CLIPTextModel.from_pretrained(checkpoint, subfolder="text_encoder"),
+    components = [component for component in open_checkpoint(checkpoint).components if component.name in COMPONENTS]
+    return diffusers.DiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32), {
+        component.name: COMPONENT_KINDS[component.class_name].model.from_pretrained(component.path)
+        for component in components
     }
 
 
@@ -327,22 +329,20 @@ def test_a_convolution_of_1x1_is_a_linear_layer(
     assert_same(fused_here(ours, (saved({**tensors, **reshaped}, tmp_path), SCALE)), expected)
 
 
-#: SDXL's kinds of levels
-XL_UNET = {
-    "sample_size": 16,
-    "block_out_channels": (8, 16, 24),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 3),
-    "attention_head_dim": (2, 4, 4),
-    "cross_attention_dim": 28,
-    "norm_num_groups": 4,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 6,
-    "projection_class_embeddings_input_dim": 48,
-}
+#: SDXL's kinds of levels, all three
+XL = replace(
+    checkpoints.SDXL,
+    name="sdxl-three-levels",
+    unet={
+        **checkpoints.SDXL.unet,
+        "block_out_channels": (20, 40, 60),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 2,
+        "transformer_layers_per_block": (1, 2, 3),
+        "attention_head_dim": (2, 4, 6),
+    },
+)
 XL_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 
 #: layers of SDXL's UNet -> what the original implementation calls them, at least one of every kind and place
@@ -377,22 +377,8 @@ ORIGINAL = {
 
 
 @pytest.fixture(scope="module")
-def xl() -> Any:
-    """diffusers' SDXL pipeline without what a LoRA does not touch."""
-    torch.manual_seed(0)
-    text = {"vocab_size": 50, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    text |= {"num_hidden_layers": 2, "num_attention_heads": 2}
-    return diffusers.StableDiffusionXLPipeline(
-        vae=None,
-        text_encoder=CLIPTextModel(CLIPTextConfig(hidden_size=12, intermediate_size=18, **text)),
-        text_encoder_2=CLIPTextModelWithProjection(
-            CLIPTextConfig(hidden_size=16, intermediate_size=22, projection_dim=20, **text)
-        ),
-        tokenizer=None,
-        tokenizer_2=None,
-        unet=diffusers.UNet2DConditionModel(**XL_UNET),
-        scheduler=diffusers.EulerDiscreteScheduler(),
-    )
+def xl_pair() -> tuple[Any, Networks]:
+    return opened_pair(checkpoints.make_checkpoint(XL))
 
 
 XL_FORMATS: dict[str, Callable[[Matrices], Tensors]] = {
@@ -402,24 +388,27 @@ XL_FORMATS: dict[str, Callable[[Matrices], Tensors]] = {
 
 
 @pytest.mark.parametrize("spelling", XL_FORMATS)
-def test_sdxl_equals_diffusers(xl: Any, spelling: str, tmp_path: Path) -> None:
-    matrices = random_matrices(networks_of(xl))
+def test_sdxl_equals_diffusers(xl_pair: tuple[Any, Networks], spelling: str, tmp_path: Path) -> None:
+    theirs, ours = xl_pair
+    matrices = random_matrices(networks_of(theirs))
     assert ("text_encoder_2", "text_projection") in matrices
     if spelling == "kohya":  # whose trainers have the original name of this embedding, and diffusers knows no other
         matrices = {key: value for key, value in matrices.items() if "add_embedding" not in key[1]}
     path = saved(XL_FORMATS[spelling](matrices), tmp_path)
-    found, expected = fused_here(networks_of(xl), (path, SCALE)), fused_by_diffusers(xl, (path, SCALE))
-    assert_same({name: renamed(name, weights) for name, weights in found.items()}, expected)
+    found = fused_here(ours, (path, SCALE))
+    assert_same(found, fused_by_diffusers(theirs, (path, SCALE)))
+    assert_changed(found, ours, matrices)
+    (lora,) = open_loras([LoraFile(path)], open_checkpoint(checkpoints.make_checkpoint(XL)).components)
+    fused = Counter(component for component, _ in matrices)
+    assert lora.record()["fused"] == fused
+    assert set(fused) == COMPONENTS
 
 
-def renamed(component: str, weights: Tensors) -> Tensors:
-    return {reference_name(component, name): weight for name, weight in weights.items()}
-
-
-def test_sdxls_original_names_equal_diffusers(xl: Any, tmp_path: Path) -> None:
-    matrices = {key: value for key, value in random_matrices({"unet": xl.unet}).items() if key[1] in ORIGINAL}
+def test_sdxls_original_names_equal_diffusers(xl_pair: tuple[Any, Networks], tmp_path: Path) -> None:
+    theirs, ours = xl_pair
+    matrices = {key: value for key, value in random_matrices({"unet": theirs.unet}).items() if key[1] in ORIGINAL}
     assert len(matrices) == len(ORIGINAL)
     path = saved(kohya(matrices, XL_PREFIXES, conv_alpha=ALPHA, rename=ORIGINAL.__getitem__), tmp_path)
-    found = fused_here({"unet": xl.unet}, (path, SCALE))
-    assert_same(found, {"unet": fused_by_diffusers(xl, (path, SCALE))["unet"]})
-    assert_changed(found, {"unet": xl.unet}, matrices)
+    found = fused_here(ours, (path, SCALE))
+    assert_same(found, fused_by_diffusers(theirs, (path, SCALE)))
+    assert_changed(found, ours, matrices)
