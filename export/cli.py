@@ -20,6 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--atol", type=float, help="largest absolute error that passes (default: a relative error)")
     parser.add_argument("--no-validate", action="store_true", help="leave out the comparison with the reference")
+    parser.add_argument(
+        "--lora",
+        metavar="FILE:SCALE",
+        action="append",
+        default=[],
+        help="a LoRA (safetensors) to fuse into the weights, at a scale of 1 where :SCALE is left out; may be repeated",
+    )
     parser.add_argument("--variant", help="of the checkpoint's weights, such as fp16")
     parser.add_argument("--revision", help="of a hub id: a branch, a tag or a commit")
     parser.add_argument("--token", help="for the hub")
@@ -33,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         from .checkpoint import open_checkpoint
         from .folder import ExportOptions, check_destination, export_model
+        from .lora import LoraFile
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"export needs: pip install 'safelight[export]' ({error})") from error
     started = time.perf_counter()
@@ -48,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         atol=arguments.atol,
         validate=not arguments.no_validate,
+        loras=tuple(LoraFile.parse(text) for text in arguments.lora),
     )
     check_destination(arguments.destination)
     checkpoint = open_checkpoint(

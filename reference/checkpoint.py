@@ -19,7 +19,8 @@ from torch import Tensor
 
 #: what diffusers calls its weights, and what transformers does
 _STEMS = ("diffusion_pytorch_model", "model")
-_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+#: of files that are pickles, which can run code when they are opened
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _NAMED_IN_ERRORS = 5
 
@@ -75,8 +76,10 @@ def find_weights(folder: Path, *, variant: str | None = None) -> list[Path]:
             return _shards(index)
     expected = " or ".join(f"{stem}{infix}.safetensors" for stem in _STEMS)
     if present := sorted(path.name for path in folder.glob("*.safetensors")):
-        raise FileNotFoundError(f"{folder} has no {expected}, only {_some(present)}; is variant={variant!r} meant?")
-    if pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
+        raise FileNotFoundError(
+            f"{folder} has no {expected}, only {abbreviated(present)}; is variant={variant!r} meant?"
+        )
+    if pickles := sorted(path.name for suffix in PICKLE_SUFFIXES for path in folder.glob(f"*{suffix}")):
         raise ValueError(
             f"{folder / pickles[0]} is a pickle, which can run code when it is opened, and is refused; convert it: "
             "load it with diffusers or transformers and call save_pretrained(folder, safe_serialization=True)"
@@ -90,7 +93,7 @@ def read_tensor_names_and_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         ValueError: the file is truncated or corrupt, or a Git LFS pointer.
     """
-    with _open(path) as file:
+    with open_safetensors(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
@@ -153,7 +156,7 @@ def read_weights(
     names = check_weights(files, shapes, rename=rename, ignored=ignored)
     weights: dict[str, Tensor] = {}
     for path in files:
-        with _open(path) as file:
+        with open_safetensors(path) as file:
             for spelled, name in names[path].items():
                 tensor: Tensor = file.get_tensor(spelled)
                 if not tensor.is_floating_point():
@@ -176,7 +179,7 @@ def _check(
         seen.add(name)
     missing = [name for name in shapes if name not in seen]
     kinds = {"missing": missing, "surplus": surplus, "misshapen": misshapen}
-    faults = [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds.items() if names]
+    faults = [f"{len(names)} {kind}: {abbreviated(names)}" for kind, names in kinds.items() if names]
     if faults:
         raise ValueError(f"{place} does not hold the tensors that its config.json describes; {'; '.join(faults)}")
 
@@ -212,7 +215,12 @@ def _refuse_pointer(path: Path) -> None:
             raise ValueError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
 
 
-def _open(path: Path) -> Any:  # safetensors has no types
+def open_safetensors(path: Path) -> Any:  # safetensors has no types
+    """The reader of a safetensors file, to be used in a `with`; it gives torch's tensors.
+
+    Raises:
+        ValueError: the file is truncated or corrupt, or a Git LFS pointer.
+    """
     _refuse_pointer(path)
     try:
         return safe_open(path, framework="pt")
@@ -220,15 +228,19 @@ def _open(path: Path) -> Any:  # safetensors has no types
         raise ValueError(f"{path} is truncated or corrupt; download it again ({error})") from error
 
 
-def _some(names: Sequence[str]) -> str:
+def abbreviated(names: Sequence[str]) -> str:
+    """The first few of some names, for an error."""
     shown = ", ".join(names[:_NAMED_IN_ERRORS])
     return shown if len(names) <= _NAMED_IN_ERRORS else f"{shown}, ..."
 
 
 __all__ = [
+    "PICKLE_SUFFIXES",
+    "abbreviated",
     "check_weights",
     "component_folder",
     "find_weights",
+    "open_safetensors",
     "read_config",
     "read_tensor_names_and_shapes",
     "read_weights",

@@ -100,23 +100,6 @@ def test_errors_sees_nan_and_shapes() -> None:
 Fails = Callable[..., str]
 
 
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Exports, and gives the one sentence that the command ends with; the destination must be as it was."""
-
-    def export(checkpoint: Path, destination: Path, *options: str) -> str:
-        before = sorted(destination.rglob("*")) if destination.exists() else None
-        status = cli.main(["export", str(checkpoint), str(destination), *options])
-        printed = capsys.readouterr()
-        assert status == 1, printed.out
-        assert (sorted(destination.rglob("*")) if destination.exists() else None) == before
-        assert not list(destination.parent.glob(f".{destination.name}*")), "something was left behind"
-        (sentence,) = printed.err.splitlines()
-        return sentence.removeprefix("safelight: ")
-
-    return export
-
-
 def test_a_passed_tolerance_names_the_component_and_the_error(
     fails: Fails, linear_checkpoint: Path, tmp_path: Path
 ) -> None:
