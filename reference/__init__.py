@@ -8,9 +8,11 @@ from .autoencoder import (
     DiagonalGaussianDistribution,
 )
 from .depth_estimator import DepthEstimatorOutput, DPTConfig, DPTForDepthEstimation
+from .safety_checker import SafetyCheckerConfig, SafetyCheckerOutput, StableDiffusionSafetyChecker
 from .text_encoder import CLIPTextConfig, CLIPTextModel, CLIPTextOutput
 from .unet import UNet2DConditionConfig, UNet2DConditionModel, UNet2DConditionOutput
 from .unet_2d import UNet2DConfig, UNet2DModel, UNet2DOutput
+from .vision_encoder import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection, CLIPVisionOutput
 
 __all__ = [
     "AutoencoderKL",
@@ -19,11 +21,18 @@ __all__ = [
     "CLIPTextConfig",
     "CLIPTextModel",
     "CLIPTextOutput",
+    "CLIPVisionConfig",
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
+    "CLIPVisionOutput",
     "DPTConfig",
     "DPTForDepthEstimation",
     "DecoderOutput",
     "DepthEstimatorOutput",
     "DiagonalGaussianDistribution",
+    "SafetyCheckerConfig",
+    "SafetyCheckerOutput",
+    "StableDiffusionSafetyChecker",
     "UNet2DConditionConfig",
     "UNet2DConditionModel",
     "UNet2DConditionOutput",
