@@ -49,6 +49,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         "CLIPTextModel": {"num_hidden_layers": 12, "layer_norm_eps": 1e-5},
         "DPTForDepthEstimation": {},
+        "StableDiffusionSafetyChecker": {},
         "UNet2DModel": {"sample_size": None, "in_channels": 3},
         "UNet2DConditionModel": {"sample_size": None, "in_channels": 4, "cross_attention_dim": 1280},
     }
@@ -329,6 +330,34 @@ class DPTForDepthEstimation:
             self.network.close()
 
 
+class StableDiffusionSafetyChecker:
+    """Finds pictures that are not safe for work. The network is opened when it is first used."""
+
+    def __init__(self, config: FrozenConfig, open_network: Callable[[], Network]) -> None:
+        self.config = config
+        self._open_network = open_network
+
+    @cached_property
+    def network(self) -> Network:
+        """The checker's network."""
+        return self._open_network()
+
+    def __call__(self, images: Array, clip_input: Array) -> tuple[Array, list[bool]]:
+        """The images with those black that are not safe for work, and which they are.
+
+        Args:
+            images: (batch, height, width, 3); left as they are.
+            clip_input: the same, (batch, 3, height, width), as `CLIPImageProcessor` makes it.
+        """
+        found = self.network({"clip_input": clip_input}, ["has_nsfw_concepts"])["has_nsfw_concepts"]
+        return np.where(found[:, None, None, None], np.zeros_like(images), images), found.tolist()
+
+    def close(self) -> None:
+        """Gives the engine's memory back."""
+        if "network" in self.__dict__:
+            self.network.close()
+
+
 @dataclass(frozen=True)
 class TextEncoderOutput:
     """What a CLIP text model makes of a prompt: arrays of float32."""
@@ -430,6 +459,14 @@ def open_depth_estimator(
     return DPTForDepthEstimation(config, lambda: engine.open(folder, component))
 
 
+def open_safety_checker(
+    folder: ModelFolder, engine: Engine, component: str = "safety_checker"
+) -> StableDiffusionSafetyChecker:
+    """A model folder's safety checker; it is opened when it is used."""
+    config = read_config(folder, component, "StableDiffusionSafetyChecker")
+    return StableDiffusionSafetyChecker(config, lambda: engine.open(folder, component))
+
+
 #: the reference's name of the norm that follows the last layer of a text encoder
 FINAL_LAYER_NORM = "text_model.final_layer_norm"
 
@@ -438,6 +475,7 @@ NETWORK_OPENERS: dict[str, Callable[[ModelFolder, Engine, str], Any]] = {
     "AutoencoderKL": open_autoencoder,
     "CLIPTextModel": open_text_encoder,
     "DPTForDepthEstimation": open_depth_estimator,
+    "StableDiffusionSafetyChecker": open_safety_checker,
     "UNet2DConditionModel": open_unet,
     "UNet2DModel": open_unconditional_unet,
 }

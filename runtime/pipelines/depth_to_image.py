@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array
-from ..depth import DPTImageProcessor, depth_map_to_latents
+from ..depth import depth_map_to_latents
 from ..image_input import ImageInput, preprocess_image
+from ..image_processor import DPTImageProcessor
 from ..networks import DPTForDepthEstimation
 from ..random import Generator
 from .image_start import encoded_latents, noised_start, repeated, start_late
@@ -126,8 +127,8 @@ class StableDiffusionDepth2ImgPipeline(TextGuidedPipeline):
         denoised = self._denoised(predict, latents, loop)
         stopwatch.stage("denoise")
 
-        images = self._decoded(denoised, output_type)
-        return finished(images, stopwatch, return_dict)
+        images, nsfw = self._decoded(denoised, output_type)
+        return finished(images, nsfw, stopwatch, return_dict)
 
 
 def _eight_bits(image: Any) -> Any:

@@ -7,12 +7,12 @@ from ..backends import Array
 from ..image_input import ImageInput, preprocess_image
 from ..random import Generator
 from .image_start import encoded_latents, noised_start, start_late
+from .safety_checked import SafetyCheckedPipeline
 from .text_guided import (
     Loop,
     OutputType,
     StepCallback,
     Stopwatch,
-    TextGuidedPipeline,
     check_call,
     finished,
     noise_sources,
@@ -20,7 +20,7 @@ from .text_guided import (
 )
 
 
-class StableDiffusionImg2ImgPipeline(TextGuidedPipeline):
+class StableDiffusionImg2ImgPipeline(SafetyCheckedPipeline):
     """Image to image: `pipeline("a cat", image, strength=0.6, seed=0).images[0]`."""
 
     def __call__(
@@ -110,5 +110,5 @@ class StableDiffusionImg2ImgPipeline(TextGuidedPipeline):
         denoised = self._denoised(predict, latents, loop)
         stopwatch.stage("denoise")
 
-        images = self._decoded(denoised, output_type)
-        return finished(images, stopwatch, return_dict)
+        images, nsfw = self._decoded(denoised, output_type)
+        return finished(images, nsfw, stopwatch, return_dict)

@@ -23,12 +23,12 @@ from ..image_input import (
 from ..latents import initial_latents
 from ..random import Generator, randn
 from .image_start import encoded_latents, noised_start, repeated, start_late
+from .safety_checked import SafetyCheckedPipeline
 from .text_guided import (
     Loop,
     OutputType,
     StepCallback,
     Stopwatch,
-    TextGuidedPipeline,
     check_call,
     finished,
     noise_sources,
@@ -36,7 +36,7 @@ from .text_guided import (
 )
 
 
-class StableDiffusionInpaintPipeline(TextGuidedPipeline):
+class StableDiffusionInpaintPipeline(SafetyCheckedPipeline):
     """Inpainting: `pipeline("a cat", image, mask_image, seed=0).images[0]`; what is white in the mask is made anew."""
 
     class mask_processor:  # noqa: N801  # diffusers' name of an object of which this is what users call
@@ -173,11 +173,11 @@ class StableDiffusionInpaintPipeline(TextGuidedPipeline):
         denoised = self._denoised(predict, start, loop)
         stopwatch.stage("denoise")
 
-        images = self._decoded(denoised, output_type)
+        images, nsfw = self._decoded(denoised, output_type)
         if crop is not None:
             whole: list[Any] = [mask_image, image]  # PIL, both: `_crop` has seen to that
             images = [apply_overlay(whole[0], whole[1], one, crop) for one in images]
-        return finished(images, stopwatch, return_dict)
+        return finished(images, nsfw, stopwatch, return_dict)
 
     def _channels_seen(self) -> bool:
         """Whether the UNet sees mask and masked image.

@@ -8,12 +8,12 @@ import numpy as np
 from ..backends import Array
 from ..latents import initial_latents
 from ..random import Generator
+from .safety_checked import SafetyCheckedPipeline
 from .text_guided import (
     Loop,
     OutputType,
     StepCallback,
     Stopwatch,
-    TextGuidedPipeline,
     check_call,
     finished,
     noise_sources,
@@ -21,7 +21,7 @@ from .text_guided import (
 )
 
 
-class StableDiffusionPipeline(TextGuidedPipeline):
+class StableDiffusionPipeline(SafetyCheckedPipeline):
     """Text to image: `pipeline("a cat", num_inference_steps=25, seed=0).images[0]`."""
 
     def __call__(
@@ -111,5 +111,5 @@ class StableDiffusionPipeline(TextGuidedPipeline):
         denoised = self._denoised(predict, noise, loop)
         stopwatch.stage("denoise")
 
-        images = self._decoded(denoised, output_type)
-        return finished(images, stopwatch, return_dict)
+        images, nsfw = self._decoded(denoised, output_type)
+        return finished(images, nsfw, stopwatch, return_dict)

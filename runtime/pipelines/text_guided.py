@@ -41,7 +41,7 @@ class StableDiffusionPipelineOutput:
     """What a call made."""
 
     images: "list[Image] | Array"  # PIL images; (batch, height, width, 3) in [0, 1] for "np"; latents for "latent"
-    nsfw_content_detected: list[bool] | None = None
+    nsfw_content_detected: list[bool] | None = None  # which of them are black; None where nobody looked
     timings: dict[str, float] = field(default_factory=dict)  # seconds in each stage: text, image, denoise, decode
 
 
@@ -203,12 +203,16 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
                 generator=loop.generator,
             )
 
-    def _decoded(self, latents: Array, output_type: OutputType) -> Any:
-        """The pictures of latents, as they were asked for."""
+    def _decoded(self, latents: Array, output_type: OutputType) -> tuple[Any, list[bool] | None]:
+        """The pictures of latents, as they were asked for, and which of them a safety checker made black."""
         if output_type == "latent":
-            return latents
-        images = to_unit_interval(self.vae.decode(self.vae.unscale(latents)))
-        return to_pil(images) if output_type == "pil" else images
+            return latents, None
+        images, nsfw = self._checked(to_unit_interval(self.vae.decode(self.vae.unscale(latents))))
+        return to_pil(images) if output_type == "pil" else images, nsfw
+
+    def _checked(self, images: Array) -> tuple[Array, list[bool] | None]:
+        """The images, (batch, height, width, 3), as a safety checker leaves them; here there is none."""
+        return images, None
 
     def _size(self, height: int | None, width: int | None, latents: Array | None = None) -> tuple[int, int]:
         """Height and width in pixels: as asked, or those of the latents given, or the model's own."""
@@ -338,10 +342,10 @@ def noise_sources(
     return list(generator)
 
 
-def finished(images: Any, stopwatch: "Stopwatch", return_dict: bool) -> Any:
+def finished(images: Any, nsfw: list[bool] | None, stopwatch: "Stopwatch", return_dict: bool) -> Any:
     """What a call returns, when its pictures are made: the output, or the tuple of its first two fields."""
     stopwatch.stage("decode")
-    output = StableDiffusionPipelineOutput(images=images, timings=stopwatch.stages)
+    output = StableDiffusionPipelineOutput(images=images, nsfw_content_detected=nsfw, timings=stopwatch.stages)
     return output if return_dict else (output.images, output.nsfw_content_detected)
 
 
