@@ -1,7 +1,6 @@
 """`safelight export SOURCE DESTINATION`."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--atol", type=float, help="largest absolute error that passes (default: a relative error)")
     parser.add_argument("--no-validate", action="store_true", help="leave out the comparison with the reference")
+    parser.add_argument(
+        "--no-safety-checker", action="store_true", help="leave the safety checker out: nothing looks at the pictures"
+    )
     parser.add_argument("--variant", help="of the checkpoint's weights, such as fp16")
     parser.add_argument("--revision", help="of a hub id: a branch, a tag or a commit")
     parser.add_argument("--token", help="for the hub")
@@ -51,10 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     check_destination(arguments.destination)
     checkpoint = open_checkpoint(
-        arguments.source, variant=arguments.variant, revision=arguments.revision, token=arguments.token
+        arguments.source,
+        variant=arguments.variant,
+        revision=arguments.revision,
+        token=arguments.token,
+        safety_checker=not arguments.no_safety_checker,
     )
-    if "safety_checker" in checkpoint.left_out:
-        print("safelight: the checkpoint's safety checker is not exported: pictures go unchecked", file=sys.stderr)
     export_model(checkpoint, arguments.destination, options, progress=progress)
     size = sum(path.stat().st_size for path in arguments.destination.rglob("*") if path.is_file())
     progress(f"{arguments.destination}: {size / 1e6:.1f} MB")

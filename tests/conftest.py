@@ -75,3 +75,15 @@ def depth_checkpoint() -> Path:
 def depth_export(depth_checkpoint: Path) -> Path:
     """The export of `depth_checkpoint`."""
     return checkpoints.export_checkpoint(depth_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def checked_checkpoint() -> Path:
+    """A safety checker that finds some pictures and others not."""
+    return checkpoints.make_checkpoint(checkpoints.CHECKED)
+
+
+@pytest.fixture(scope="session")
+def checked_export(checked_checkpoint: Path) -> Path:
+    """The export of `checked_checkpoint`."""
+    return checkpoints.export_checkpoint(checked_checkpoint)
