@@ -43,6 +43,7 @@ def edit_index(folder: Path, **changes: Any) -> None:
 def test_layout(checked_export: Path, checked_checkpoint: Path) -> None:
     names = {path.name for path in (checked_export / "safety_checker").iterdir()}
     assert names == {"config.json", "model.onnx", "model.onnx_data", "model.onnxruntime-cpu.onnx"}
+    onnx.checker.check_model(checked_export / "safety_checker" / "model.onnx", full_check=True)
     folder = open_model_folder(checked_export)
     assert folder.manifest is not None
     record = folder.manifest.components["safety_checker"]
