@@ -83,10 +83,9 @@ def open_checkpoint(
     copied: dict[str, Path] = {}
     classes = _classes(index)
     left_out = _left_out(classes, safety_checker)
-    for name, class_name in classes.items():
-        if name in left_out:
-            continue
-        with _way_out(name):
+    exported = {name: class_name for name, class_name in classes.items() if name not in left_out}
+    for name, class_name in exported.items():
+        with _way_out(name in (_SAFETY_CHECKER, _FEATURE_EXTRACTOR) and _SAFETY_CHECKER in exported):
             if class_name.endswith("Scheduler"):
                 copied[f"{name}/{_SCHEDULER_CONFIG}"] = _folder(path, name, _SCHEDULER_CONFIG) / _SCHEDULER_CONFIG
             elif class_name in _TOKENIZERS:
@@ -104,6 +103,11 @@ def open_checkpoint(
                 )
     for file in copied.values():
         read_json_object(file)
+    if _SAFETY_CHECKER in exported and _FEATURE_EXTRACTOR not in exported:
+        raise ValueError(
+            f"{path} has a safety_checker, and no feature_extractor that prepares its input; "
+            "--no-safety-checker leaves it out"
+        )
     if not components:
         raise ValueError(f"{path / MODEL_INDEX} names no network")
     files = {str(file.relative_to(path)): file for component in components for file in _files(component)}
@@ -138,12 +142,12 @@ def _left_out(classes: Mapping[str, str], safety_checker: bool) -> tuple[str, ..
 
 
 @contextmanager
-def _way_out(name: str) -> Iterator[None]:
+def _way_out(is_for_safety: bool) -> Iterator[None]:
     """Adds to what is wrong with a safety checker that the rest can do without it."""
     try:
         yield
     except (FileNotFoundError, ValueError) as error:
-        if name != _SAFETY_CHECKER:
+        if not is_for_safety:
             raise
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"{error}; --no-safety-checker leaves it out") from error

@@ -171,15 +171,15 @@ class DiffusionPipeline(ABC):
         return self.engine.device
 
     def to(self, device: str) -> Self:
-        """Reopens the networks on a device; the pipeline itself is returned.
+        """Reopens the folder's networks on a device; what stands in for one stays. The pipeline itself is returned.
 
         Raises:
             ValueError: the backend cannot use the device; the pipeline stays as it was.
         """
         engine = Engine(self.engine.backend, str(device))
         if engine != self.engine:
-            parts = [name for name, part in self.components.items() if part is not None]
-            networks = [name for name in parts if self._class_name(name) in NETWORK_OPENERS]
+            own = [name for name, part in self.components.items() if self._class_name(name) == type(part).__name__]
+            networks = [name for name in own if self._class_name(name) in NETWORK_OPENERS]
             reopened = open_components(self.folder, engine, networks)
             if "text_encoder" in reopened:
                 encoder = self.text_encoder  # type: ignore[attr-defined]

@@ -100,10 +100,10 @@ def test_it_moves_with_the_networks(checked_export: Path, monkeypatch: pytest.Mo
         pipeline.to("cpu:1")
         assert pipeline.safety_checker is not before
         assert found(pipeline) == expected
-        pipeline.safety_checker = None
-        pipeline.to("cpu:2")
-        assert pipeline.safety_checker is None
-        assert found(pipeline) is None
+        for other in (lambda images, **_: (images, [False]), None):
+            pipeline.safety_checker = other
+            pipeline.to("cpu:2" if other else "cpu:3")
+            assert pipeline.safety_checker is other
 
 
 # without one
