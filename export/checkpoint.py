@@ -1,11 +1,14 @@
 """A checkpoint in diffusers' layout: where it comes from, what is in it, and whether it can be exported at all."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safelight.reference.checkpoint import find_weights, read_config
+from safelight.runtime.image_processor import CONFIG as PROCESSOR_CONFIG
+from safelight.runtime.image_processor import IMAGE_PROCESSORS
 from safelight.runtime.manifest import file_record
 from safelight.runtime.model_folder import GRAPH, MODEL_INDEX, read_json_object
 from safelight.runtime.source import download, is_hub_id
@@ -15,9 +18,9 @@ from .networks import COMPONENT_KINDS
 
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 _SCHEDULER_CONFIG = "scheduler_config.json"
-_PROCESSOR_CONFIG = "preprocessor_config.json"
-#: parts of a checkpoint that the picture does not need
-_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+_SAFETY_CHECKER, _FEATURE_EXTRACTOR = "safety_checker", "feature_extractor"
+#: the networks whose input a feature extractor prepares
+_EXTRACTED_FOR = ("depth_estimator", _SAFETY_CHECKER)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,12 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    source: str | Path, *, variant: str | None = None, revision: str | None = None, token: str | None = None
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    safety_checker: bool = True,
 ) -> Checkpoint:
     """Finds a checkpoint and looks it over.
 
@@ -53,6 +61,7 @@ def open_checkpoint(
         variant: of the weights, such as "fp16".
         revision: of a hub id.
         token: for the hub.
+        safety_checker: whether to export it, if there is one.
 
     Raises:
         FileNotFoundError: there is no such folder or hub id, or a component, a configuration or weights are missing.
@@ -71,26 +80,35 @@ def open_checkpoint(
         raise ValueError(f"{path} was exported already: it holds {GRAPH} files")
     index = read_json_object(path / MODEL_INDEX)
     components: list[Component] = []
-    tokenizers, left_out = [], []
+    tokenizers = []
     copied: dict[str, Path] = {}
-    for name, class_name in _classes(index).items():
-        if class_name.startswith("DPT") and name == "feature_extractor":
-            copied[f"{name}/{_PROCESSOR_CONFIG}"] = _folder(path, name, _PROCESSOR_CONFIG) / _PROCESSOR_CONFIG
-        elif name in _OPTIONAL:
-            left_out.append(name)
-        elif class_name.endswith("Scheduler"):
-            copied[f"{name}/{_SCHEDULER_CONFIG}"] = _folder(path, name, _SCHEDULER_CONFIG) / _SCHEDULER_CONFIG
-        elif class_name in _TOKENIZERS:
-            tokenizers.append(name)
-        elif class_name in COMPONENT_KINDS:
-            components.append(_component(path, name, class_name, variant))
-        else:
-            raise ValueError(
-                f"{path}: component {name} is a {class_name}, which cannot be exported yet; "
-                f"known: {', '.join(COMPONENT_KINDS)}"
-            )
+    classes = _classes(index)
+    left_out = _left_out(classes, safety_checker)
+    exported = {name: class_name for name, class_name in classes.items() if name not in left_out}
+    for name, class_name in exported.items():
+        with _way_out(name in (_SAFETY_CHECKER, _FEATURE_EXTRACTOR) and _SAFETY_CHECKER in exported):
+            if class_name.endswith("Scheduler"):
+                copied[f"{name}/{_SCHEDULER_CONFIG}"] = _folder(path, name, _SCHEDULER_CONFIG) / _SCHEDULER_CONFIG
+            elif class_name in _TOKENIZERS:
+                tokenizers.append(name)
+            elif class_name in IMAGE_PROCESSORS:
+                folder = _folder(path, name, PROCESSOR_CONFIG)
+                IMAGE_PROCESSORS[class_name].from_pretrained(folder)  # which may refuse it
+                copied[f"{name}/{PROCESSOR_CONFIG}"] = folder / PROCESSOR_CONFIG
+            elif class_name in COMPONENT_KINDS:
+                components.append(_component(path, name, class_name, variant))
+            else:
+                raise ValueError(
+                    f"{path}: component {name} is a {class_name}, which cannot be exported yet; "
+                    f"known: {', '.join(COMPONENT_KINDS)}"
+                )
     for file in copied.values():
         read_json_object(file)
+    if _SAFETY_CHECKER in exported and _FEATURE_EXTRACTOR not in exported:
+        raise ValueError(
+            f"{path} has a safety_checker, and no feature_extractor that prepares its input; "
+            "--no-safety-checker leaves it out"
+        )
     if not components:
         raise ValueError(f"{path / MODEL_INDEX} names no network")
     check_fit([_configured(component) for component in components], index)
@@ -101,7 +119,7 @@ def open_checkpoint(
         components=tuple(components),
         files=copied,
         tokenizers=tuple(tokenizers),
-        left_out=tuple(left_out),
+        left_out=left_out,
         source={
             "id": str(source) if is_hub_id(str(source)) and not Path(source).exists() else path.resolve().name,
             "revision": revision,
@@ -115,6 +133,26 @@ def _classes(index: Mapping[str, Any]) -> dict[str, str]:
     """Component name -> class name, of the components that the index names with a class."""
     pairs = {name: value for name, value in index.items() if isinstance(value, list)}
     return {name: str(value[1]) for name, value in pairs.items() if len(value) == 2 and value[1] is not None}
+
+
+def _left_out(classes: Mapping[str, str], safety_checker: bool) -> tuple[str, ...]:
+    """The components that the pictures do not need, and that are not exported."""
+    unused = {"image_encoder"} if safety_checker else {"image_encoder", _SAFETY_CHECKER}
+    if not any(name in classes and name not in unused for name in _EXTRACTED_FOR):
+        unused.add(_FEATURE_EXTRACTOR)
+    return tuple(name for name in classes if name in unused)
+
+
+@contextmanager
+def _way_out(is_for_safety: bool) -> Iterator[None]:
+    """Adds to what is wrong with a safety checker that the rest can do without it."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        if not is_for_safety:
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{error}; --no-safety-checker leaves it out") from error
 
 
 def _component(path: Path, name: str, class_name: str, variant: str | None) -> Component:

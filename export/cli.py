@@ -1,7 +1,6 @@
 """`safelight export SOURCE DESTINATION`."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -26,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="a LoRA (safetensors) to fuse into the weights, at a scale of 1 where :SCALE is left out; may be repeated",
+    )
+    parser.add_argument(
+        "--no-safety-checker", action="store_true", help="leave the safety checker out: nothing looks at the pictures"
     )
     parser.add_argument("--variant", help="of the checkpoint's weights, such as fp16")
     parser.add_argument("--revision", help="of a hub id: a branch, a tag or a commit")
@@ -60,10 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     check_destination(arguments.destination)
     checkpoint = open_checkpoint(
-        arguments.source, variant=arguments.variant, revision=arguments.revision, token=arguments.token
+        arguments.source,
+        variant=arguments.variant,
+        revision=arguments.revision,
+        token=arguments.token,
+        safety_checker=not arguments.no_safety_checker,
     )
-    if "safety_checker" in checkpoint.left_out:
-        print("safelight: the checkpoint's safety checker is not exported: pictures go unchecked", file=sys.stderr)
     export_model(checkpoint, arguments.destination, options, progress=progress)
     size = sum(path.stat().st_size for path in arguments.destination.rglob("*") if path.is_file())
     progress(f"{arguments.destination}: {size / 1e6:.1f} MB")

@@ -13,9 +13,11 @@ from safelight.reference import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     DPTForDepthEstimation,
+    StableDiffusionSafetyChecker,
     UNet2DConditionModel,
     UNet2DModel,
 )
+from safelight.reference.safety_checker import CONCEPTS, SPECIAL_CARE_CONCEPTS
 
 Config = Mapping[str, Any]
 
@@ -216,6 +218,31 @@ def _depth_estimator(component: str, config: Config, _pipeline: Config) -> list[
     ]
 
 
+def _check_safety(model: StableDiffusionSafetyChecker, clip_input: Tensor) -> tuple[Tensor, ...]:
+    output = model(clip_input)
+    return output.has_nsfw_concepts, output.special_scores, output.concept_scores
+
+
+def _safety_checker(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
+    vision = config["vision_config"]
+    size = vision["image_size"]
+    return [
+        NetworkDescription(
+            name=component,
+            component=component,
+            run=_check_safety,
+            inputs=(TensorDescription("clip_input", ("batch", vision["num_channels"], size, size)),),
+            outputs=(
+                TensorDescription("has_nsfw_concepts", ("batch",), torch.bool),
+                TensorDescription("special_scores", ("batch", SPECIAL_CARE_CONCEPTS), torch.float32),
+                TensorDescription("concept_scores", ("batch", CONCEPTS), torch.float32),
+            ),
+            trace_sizes={"batch": 2},
+            check_sizes=({"batch": 2}, {"batch": 1}),
+        )
+    ]
+
+
 def _autoencoder(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
     latent, factor = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
     parameters = TensorDescription("latent_parameters", ("batch", 2 * latent, "latent_height", "latent_width"))
@@ -284,6 +311,7 @@ COMPONENT_KINDS: Mapping[str, ComponentKind] = {
     "AutoencoderTiny": ComponentKind(AutoencoderTiny, _tiny_autoencoder),
     "UNet2DModel": ComponentKind(UNet2DModel, _unconditional_unet),
     "DPTForDepthEstimation": ComponentKind(DPTForDepthEstimation, _depth_estimator),
+    "StableDiffusionSafetyChecker": ComponentKind(StableDiffusionSafetyChecker, _safety_checker),
 }
 
 

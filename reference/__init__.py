@@ -9,6 +9,7 @@ from .autoencoder import (
 )
 from .autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, AutoencoderTinyOutput
 from .depth_estimator import DepthEstimatorOutput, DPTConfig, DPTForDepthEstimation
+from .safety_checker import SafetyCheckerConfig, SafetyCheckerOutput, StableDiffusionSafetyChecker
 from .text_encoder import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -19,6 +20,7 @@ from .text_encoder import (
 )
 from .unet import UNet2DConditionConfig, UNet2DConditionModel, UNet2DConditionOutput
 from .unet_2d import UNet2DConfig, UNet2DModel, UNet2DOutput
+from .vision_encoder import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection, CLIPVisionOutput
 
 __all__ = [
     "AutoencoderKL",
@@ -33,11 +35,18 @@ __all__ = [
     "CLIPTextOutput",
     "CLIPTextProjectionConfig",
     "CLIPTextProjectionOutput",
+    "CLIPVisionConfig",
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
+    "CLIPVisionOutput",
     "DPTConfig",
     "DPTForDepthEstimation",
     "DecoderOutput",
     "DepthEstimatorOutput",
     "DiagonalGaussianDistribution",
+    "SafetyCheckerConfig",
+    "SafetyCheckerOutput",
+    "StableDiffusionSafetyChecker",
     "UNet2DConditionConfig",
     "UNet2DConditionModel",
     "UNet2DConditionOutput",

@@ -99,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option("--padding-mask-crop", int, "work on the mask's surroundings alone, so many pixels wide")
     parser.add_argument("--depth-map", type=Path, help="a .npy file: (1, height, width), for a depth-to-image model")
+    parser.add_argument("--no-safety-checker", action="store_true", help="give pictures back without looking at them")
     parser.add_argument("--backend", default="onnxruntime", help="(default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
@@ -111,7 +112,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--output must be a {kind} file or a folder, got {arguments.output}")
     request = _request(arguments)
     started = perf_counter()
-    pipeline = open_pipeline(request.parameters, backend=arguments.backend, device=arguments.device)
+    pipeline = open_pipeline(
+        request.parameters,
+        backend=arguments.backend,
+        device=arguments.device,
+        safety_checker=not arguments.no_safety_checker,
+    )
     timings = {"open": perf_counter() - started}
     if arguments.no_progress:
         pipeline.set_progress_bar_config(disable=True)
@@ -125,6 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"seed {request.seeds[0]}: " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timings.items()))
     for path in paths:
         print(path)
+    for seed in itertools.compress(request.seeds, getattr(output, "nsfw_content_detected", None) or ()):
+        print(f"seed {seed}: black, because the safety checker takes it for not safe for work")
     return 0
 
 
@@ -179,11 +187,14 @@ class Request:
         return _slug("") if self.parameters.get("prompt_embeds") is None else "embeddings"
 
 
-def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -> DiffusionPipeline:
+def open_pipeline(
+    parameters: Mapping[str, Any], *, backend: str, device: str, safety_checker: bool = True
+) -> DiffusionPipeline:
     """The pipeline that a picture's parameters name, with their scheduler."""
     model = parameters["model"]
     path = bundled_model() if model == BUNDLED else model
-    pipeline = DiffusionPipeline.from_pretrained(path, backend=backend, device=device)
+    without: dict[str, Any] = {} if safety_checker else {"safety_checker": None}
+    pipeline = DiffusionPipeline.from_pretrained(path, backend=backend, device=device, **without)
     if parameters.get("mask_image") is not None:
         pipeline = AutoPipelineForInpainting.from_pipe(pipeline)
     elif parameters.get("image") is not None and not isinstance(pipeline, StableDiffusionDepth2ImgPipeline):

@@ -33,6 +33,11 @@ class ModelFolder:
         """The names of the components that the pipeline has."""
         return [name for name, value in self.index.items() if isinstance(value, list) and value[1:] and value[1]]
 
+    def has_component(self, name: str) -> bool:
+        """Whether the folder holds a component, or should: optimum leaves out what its index names."""
+        recorded = self.manifest is not None and name in self.manifest.components
+        return name in self.components and (recorded or (self.path / name).is_dir())
+
     def has_graph(self, network: str) -> bool:
         """Whether the folder holds this network ("unet", "vae_decoder", ...)."""
         return (self.path / network / GRAPH).is_file()

@@ -98,6 +98,7 @@ LINEAR = TinyCheckpoint(
     seed=1,
 )
 
+CHECKED = replace(LINEAR, name="checked", seed=4)
 DEPTH = replace(
     LINEAR,
     name="depth",
@@ -241,14 +242,18 @@ def make_checkpoint(tiny: TinyCheckpoint) -> Path:
         "unet": _randomized(diffusers.UNet2DConditionModel(**tiny.unet)),
         "scheduler": getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
     }
+    unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     kind = getattr(diffusers, tiny.pipeline)
     if tiny.text_encoder_2 is not None:
         parts |= _text_parts("_2", tiny.text_encoder_2, CLIPTextModelWithProjection, "!")
     elif tiny is DEPTH:
         estimator, processor = _depth_estimator()
         parts |= {"depth_estimator": estimator, "feature_extractor": processor}
+    elif tiny is CHECKED:
+        checker, processor = _safety_checker(diffusers.StableDiffusionImg2ImgPipeline(**parts, **unchecked))
+        parts |= {"safety_checker": checker, "feature_extractor": processor}
     else:
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        parts |= unchecked
     return _publish(folder, kind(**parts, **tiny.options).save_pretrained)
 
 
@@ -289,6 +294,72 @@ def _depth_estimator() -> tuple[Any, Any]:
     )
     size = {"height": 48, "width": 48}
     return _randomized(DPTForDepthEstimation(config)), DPTImageProcessor(size=size)
+
+
+#: a call of image to image from three photographs: of what it makes, `CHECKED` flags the first and the second picture
+FLAGGED_CALL = {"num_inference_steps": 4, "strength": 0.7, "prompt": ["cat face", "pizza", "red apple"]}
+FLAGGED_PHOTOGRAPHS, FLAGGED_SEEDS = ("astronaut", "coffee", "chelsea"), (1, 2, 3)
+
+
+def _safety_checker(pipeline: Any) -> tuple[Any, Any]:
+    """A safety checker that sees 32x32 pixels, and its image processor.
+
+    The first concept is what tells the first picture from the others. The second one is for the second picture, and
+    near enough only with what special care adds.
+    """
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from PIL import Image
+    from skimage import data
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    checker = _randomized(StableDiffusionSafetyChecker(CLIPConfig(projection_dim=12, vision_config=vision)))
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    photographs = [Image.fromarray(getattr(data, name)()).resize((104, 72)) for name in FLAGGED_PHOTOGRAPHS]
+    generators = [torch.Generator().manual_seed(seed) for seed in FLAGGED_SEEDS]
+    pictures = pipeline(image=photographs, generator=generators, **FLAGGED_CALL).images
+    with torch.no_grad():
+        for parameter in checker.vision_model.parameters():
+            if parameter.ndim > 1:  # which transformers leaves so small that all pictures look alike
+                parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
+        checker.concept_embeds.normal_()
+        checker.special_care_embeds.normal_()
+        seen = checker.vision_model(processor(pictures, return_tensors="pt").pixel_values).pooler_output
+        embeds = torch.nn.functional.normalize(checker.visual_projection(seen))
+        typical = torch.nn.functional.normalize(embeds - embeds.mean(dim=0))  # of each picture
+        cosines = embeds @ typical.T
+        between = cosines.topk(2, dim=0).values.mean(dim=0)
+        checker.concept_embeds[:2] = checker.special_care_embeds[:2] = typical[:2]
+        checker.concept_embeds_weights[0] = between[0]
+        checker.concept_embeds_weights[1] = cosines[1, 1] + 0.005
+        checker.special_care_embeds_weights[1] = between[1]
+    return checker.eval(), processor
+
+
+def make_tiny_autoencoder() -> Path:
+    """A folder with an `AutoencoderTiny` alone, as the hub has it."""
+    from diffusers import AutoencoderTiny
+
+    folder = CACHE / "checkpoints" / f"tiny-autoencoder-{_key([], [Path(__file__)])}"
+    if folder.is_dir():
+        return folder
+    torch.manual_seed(0)
+    channels, blocks = (12,) * 4, (1, 2, 1, 1)
+    autoencoder = AutoencoderTiny(
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        num_encoder_blocks=blocks,
+        num_decoder_blocks=blocks[::-1],
+        scaling_factor=0.7,
+    )
+    return _publish(folder, _randomized(autoencoder).save_pretrained)
 
 
 def make_unconditional_checkpoint(name: str, unet: Mapping[str, Any], *, flat: bool = False) -> Path:

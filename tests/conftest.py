@@ -95,3 +95,15 @@ def unconditional_export() -> Path:
     return checkpoints.export_checkpoint(
         checkpoints.make_unconditional_checkpoint("unconditional", checkpoints.UNCONDITIONAL)
     )
+
+
+@pytest.fixture(scope="session")
+def checked_checkpoint() -> Path:
+    """A safety checker that finds some pictures and others not."""
+    return checkpoints.make_checkpoint(checkpoints.CHECKED)
+
+
+@pytest.fixture(scope="session")
+def checked_export(checked_checkpoint: Path) -> Path:
+    """The export of `checked_checkpoint`."""
+    return checkpoints.export_checkpoint(checked_checkpoint)

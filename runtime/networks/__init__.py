@@ -11,6 +11,7 @@ from ..model_folder import ModelFolder
 from .autoencoder import Autoencoder, AutoencoderKL, AutoencoderTiny, CertainLatents, DiagonalGaussian
 from .depth_estimator import DepthEstimatorOutput, DPTForDepthEstimation, open_depth_estimator
 from .engine import DEFAULTS, Engine, read_config
+from .safety_checker import StableDiffusionSafetyChecker, open_safety_checker
 from .text_encoder import (
     FINAL_LAYER_NORM,
     CLIPTextModel,
@@ -30,6 +31,7 @@ NETWORK_OPENERS: dict[str, Callable[[ModelFolder, Engine, str], Any]] = {
     "CLIPTextModel": open_text_encoder,
     "CLIPTextModelWithProjection": open_projecting_text_encoder,
     "DPTForDepthEstimation": open_depth_estimator,
+    "StableDiffusionSafetyChecker": open_safety_checker,
     "UNet2DConditionModel": open_unet,
     "UNet2DModel": open_unconditional_unet,
 }
@@ -50,12 +52,14 @@ __all__ = [
     "Engine",
     "LayerNorm",
     "ProjectedTextOutput",
+    "StableDiffusionSafetyChecker",
     "TextEncoderOutput",
     "UNet2DConditionModel",
     "UNet2DModel",
     "UNetOutput",
     "open_depth_estimator",
     "open_projecting_text_encoder",
+    "open_safety_checker",
     "open_text_encoder",
     "open_unconditional_unet",
     "open_unet",

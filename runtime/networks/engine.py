@@ -44,6 +44,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "CLIPTextModel": {"num_hidden_layers": 12, "hidden_size": 512, "layer_norm_eps": 1e-5},
         "CLIPTextModelWithProjection": {"num_hidden_layers": 12, "hidden_size": 512, "projection_dim": 512},
         "DPTForDepthEstimation": {},
+        "StableDiffusionSafetyChecker": {},
         "UNet2DModel": {"sample_size": None, "in_channels": 3},
         "UNet2DConditionModel": {
             "sample_size": None,

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array
-from ..depth import DPTImageProcessor, depth_map_to_latents
+from ..depth import depth_map_to_latents
 from ..image_input import ImageInput
+from ..image_processor import DPTImageProcessor
 from ..networks import DPTForDepthEstimation
 from ..random import Generator
 from .arguments import documented

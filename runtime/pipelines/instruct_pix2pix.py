@@ -13,7 +13,8 @@ from .arguments import documented
 from .call import Call, OutputType, StepCallback
 from .guided_unet import GuidedUNet
 from .image_to_image import repeated
-from .text_guided import Prompt, Prompts, TextGuidedPipeline
+from .safety_checked import SafetyCheckedPipeline
+from .text_guided import Prompt, Prompts
 from .text_to_image import start_from_noise
 
 
@@ -40,7 +41,7 @@ class ImageGuidedUNet(GuidedUNet):
         return neither + towards_prompt + np.float32(self.image_guidance_scale) * (image - neither)
 
 
-class StableDiffusionInstructPix2PixPipeline(TextGuidedPipeline):
+class StableDiffusionInstructPix2PixPipeline(SafetyCheckedPipeline):
     """A picture changed: `pipeline("make it snow", image, image_guidance_scale=1.5, seed=0).images[0]`."""
 
     @documented

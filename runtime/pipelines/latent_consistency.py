@@ -13,11 +13,12 @@ from .arguments import documented
 from .call import Call, OutputType, StepCallback
 from .guided_unet import GuidedUNet
 from .image_to_image import start_from_image
-from .text_guided import Prompt, Prompts, TextGuidedPipeline
+from .safety_checked import SafetyCheckedPipeline
+from .text_guided import Prompt, Prompts
 from .text_to_image import start_from_noise
 
 
-class LatentConsistencyPipeline(TextGuidedPipeline, abstract=True):
+class LatentConsistencyPipeline(SafetyCheckedPipeline, abstract=True):
     """A UNet that is told the guidance scale."""
 
     def _told(self, prompts: Prompts, guidance_scale: float) -> GuidedUNet:

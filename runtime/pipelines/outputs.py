@@ -15,7 +15,7 @@ class StableDiffusionPipelineOutput:
     """What a call made."""
 
     images: "list[Image] | Array"  # PIL images; (batch, height, width, 3) in [0, 1] for "np"; latents for "latent"
-    nsfw_content_detected: list[bool] | None = None
+    nsfw_content_detected: list[bool] | None = None  # which of them are black; None where nobody looked
     timings: dict[str, float] = field(default_factory=dict)  # seconds in each stage: text, image, denoise, decode
 
 

@@ -10,11 +10,12 @@ from .arguments import documented
 from .call import Call, OutputType, StepCallback
 from .image_to_image import start_from_image
 from .inpainting import Inpainting, check_inpainting, start_from_mask
-from .text_guided import Prompt, Prompts, TextGuidedPipeline
+from .safety_checked import SafetyCheckedPipeline
+from .text_guided import Prompt, Prompts
 from .text_to_image import start_from_noise
 
 
-class StableDiffusionPipeline(TextGuidedPipeline):
+class StableDiffusionPipeline(SafetyCheckedPipeline):
     """Text to image: `pipeline("a cat", num_inference_steps=25, seed=0).images[0]`."""
 
     @documented
@@ -71,7 +72,7 @@ class StableDiffusionPipeline(TextGuidedPipeline):
         return self._made(predict, start_from_noise(self, call, predict.batch, height, width, latents), call)
 
 
-class StableDiffusionImg2ImgPipeline(TextGuidedPipeline):
+class StableDiffusionImg2ImgPipeline(SafetyCheckedPipeline):
     """Image to image: `pipeline("a cat", image, strength=0.6, seed=0).images[0]`."""
 
     @documented
@@ -133,7 +134,7 @@ class mask_processor:  # noqa: N801  # diffusers' name of an object of which thi
     blur = staticmethod(blur)
 
 
-class StableDiffusionInpaintPipeline(TextGuidedPipeline):
+class StableDiffusionInpaintPipeline(SafetyCheckedPipeline):
     """Inpainting: `pipeline("a cat", image, mask_image, seed=0).images[0]`; what is white in the mask is made anew."""
 
     mask_processor = mask_processor

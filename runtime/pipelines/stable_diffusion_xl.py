@@ -35,7 +35,7 @@ class TextGuidedXLPipeline(TextGuidedPipeline, abstract=True):
             predict.conditions["time_ids"] = told
         return self._made(predict, start, call, **finish)
 
-    def _output(self, images: Any, call: Call) -> Any:
+    def _output(self, images: Any, nsfw: list[bool] | None, call: Call) -> Any:  # noqa: ARG002  # there is no checker
         output = StableDiffusionXLPipelineOutput(images=images, timings=call.stopwatch.stages)
         return output if call.return_dict else (output.images,)
 

@@ -305,14 +305,15 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
         predict.channels = start.channels
         denoised = self._denoised(predict, start, call)
         call.stopwatch.stage("denoise")
-        images = finish(self._decoded(denoised, call.output_type))
+        images, nsfw = self._decoded(denoised, call.output_type)
+        images = finish(images)
         call.stopwatch.stage("decode")
-        return self._output(images, call)
+        return self._output(images, nsfw, call)
 
-    def _output(self, images: Any, call: Call) -> Any:
+    def _output(self, images: Any, nsfw: list[bool] | None, call: Call) -> Any:
         """The output, or the tuple of its first two fields."""
-        output = StableDiffusionPipelineOutput(images=images, timings=call.stopwatch.stages)
-        return output if call.return_dict else (output.images, output.nsfw_content_detected)
+        output = StableDiffusionPipelineOutput(images=images, nsfw_content_detected=nsfw, timings=call.stopwatch.stages)
+        return output if call.return_dict else (images, nsfw)
 
     def _denoised(self, predict: GuidedUNet, start: Start, call: Call) -> Array:
         """The latents at the end of the loop."""
@@ -349,12 +350,16 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
         predict.guidance_scale = self._guidance_scale
         return changed.get("latents", latents)
 
-    def _decoded(self, latents: Array, output_type: OutputType) -> Any:
-        """The pictures of latents, as they were asked for."""
+    def _decoded(self, latents: Array, output_type: OutputType) -> tuple[Any, list[bool] | None]:
+        """The pictures of latents, as they were asked for, and which of them a safety checker made black."""
         if output_type == "latent":
-            return latents
-        images = to_unit_interval(self.vae.decode(self.vae.unscale(latents)))
-        return to_pil(images) if output_type == "pil" else images
+            return latents, None
+        images, nsfw = self._checked(to_unit_interval(self.vae.decode(self.vae.unscale(latents))))
+        return to_pil(images) if output_type == "pil" else images, nsfw
+
+    def _checked(self, images: Array) -> tuple[Array, list[bool] | None]:
+        """The images, (batch, height, width, 3), as a safety checker leaves them; here there is none."""
+        return images, None
 
     def _size(self, height: int | None, width: int | None, latents: Array | None = None) -> tuple[int, int]:
         """Height and width in pixels: as asked, or those of the latents given, or the model's own."""

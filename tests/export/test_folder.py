@@ -97,6 +97,12 @@ def test_errors_sees_nan_and_shapes() -> None:
     assert np.isnan(errors(ones * np.nan, ones)[0])
 
 
+def test_a_decision_that_differs_is_an_error_of_one() -> None:
+    neither, one = np.zeros(2, np.bool_), np.array([True, False])
+    assert errors(neither, neither) == errors(one, one) == (0, 0)
+    assert errors(one, neither) == errors(neither, one) == (1, 1)
+
+
 Fails = Callable[..., str]
 
 
