@@ -177,15 +177,11 @@ def _variants(path: Path, folders: Mapping[str, Path], variant: str | None, *, p
 def _component(name: str, class_name: str, folder: Path, variant: str | None, unpickled: Path | None) -> Component:
     """One network, whose configuration and weights must be there and make sense."""
     config = folder / "config.json"
-    pickles = (
-        []
-        if unpickled is None or has_weights(folder, variant=variant)
-        else pickled.weight_files(folder, variant=variant)
-    )
-    if unpickled is not None and pickles:
-        pickled.convert(pickles, config, unpickled / name)
+    weights = [] if has_weights(folder, variant=variant) else pickled.weight_files(folder, variant=variant)
+    if unpickled is not None and weights:
+        pickled.convert(weights, config, unpickled / name)
         COMPONENT_KINDS[class_name].model.check_pretrained(unpickled / name)
-        return Component(name, class_name, unpickled / name, None, (config, *pickles))
+        return Component(name, class_name, unpickled / name, None, (config, *weights))
     COMPONENT_KINDS[class_name].model.check_pretrained(folder, variant=variant)
     return Component(name, class_name, folder, variant, (config, *find_weights(folder, variant=variant)))
 

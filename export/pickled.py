@@ -3,6 +3,7 @@
 import pickle
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,12 +38,16 @@ def read_pickle(path: Path) -> dict[str, Any]:
     """
     refuse_pointer(path)
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of instructions that the unpickler might refuse: if it does, it says so
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError:
+        raise
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {named[1]}" if named else "it is no file of tensors"
         raise ValueError(f"{path} is refused, and nothing of it was run: {reason}") from error
-    except (RuntimeError, EOFError, KeyError, IndexError, UnicodeDecodeError) as error:
+    except Exception as error:  # whatever the unpickler stumbles over
         raise ValueError(f"{path} is truncated or corrupt; download it again ({type(error).__name__})") from error
     if not isinstance(contents, dict):
         raise ValueError(f"{path} holds a {type(contents).__name__}; expected tensors by their names")

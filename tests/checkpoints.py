@@ -119,7 +119,7 @@ def make_checkpoint(tiny: TinyCheckpoint) -> Path:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     description = [tiny.name, tiny.seed, *map(dict, (tiny.unet, tiny.vae, tiny.text_encoder, tiny.scheduler))]
-    folder = CACHE / "checkpoints" / f"{tiny.name}-{_key(description, [Path(__file__)])}"
+    folder = CACHE / "checkpoints" / f"{tiny.name}-{key(description, [Path(__file__)])}"
     if folder.is_dir():
         return folder
     torch.manual_seed(tiny.seed)
@@ -134,10 +134,10 @@ def make_checkpoint(tiny: TinyCheckpoint) -> Path:
         **tiny.text_encoder,
     )
     parts = {
-        "vae": _randomized(AutoencoderKL(**tiny.vae)),
-        "text_encoder": _randomized(CLIPTextModel(text_config)),
+        "vae": randomized(AutoencoderKL(**tiny.vae)),
+        "text_encoder": randomized(CLIPTextModel(text_config)),
         "tokenizer": tokenizer,
-        "unet": _randomized(UNet2DConditionModel(**tiny.unet)),
+        "unet": randomized(UNet2DConditionModel(**tiny.unet)),
         "scheduler": PNDMScheduler(**SCHEDULER | dict(tiny.scheduler)),
     }
     if tiny is DEPTH:
@@ -147,7 +147,7 @@ def make_checkpoint(tiny: TinyCheckpoint) -> Path:
         pipeline = StableDiffusionPipeline(
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
-    return _publish(folder, pipeline.save_pretrained)
+    return publish(folder, pipeline.save_pretrained)
 
 
 def _depth_estimator() -> tuple[Any, Any]:
@@ -167,7 +167,7 @@ def _depth_estimator() -> tuple[Any, Any]:
         initializer_range=0.1,
     )
     size = {"height": 48, "width": 48}
-    return _randomized(DPTForDepthEstimation(config)), DPTImageProcessor(size=size)
+    return randomized(DPTForDepthEstimation(config)), DPTImageProcessor(size=size)
 
 
 def make_unconditional_checkpoint(name: str, unet: Mapping[str, Any], *, flat: bool = False) -> Path:
@@ -180,12 +180,12 @@ def make_unconditional_checkpoint(name: str, unet: Mapping[str, Any], *, flat: b
     """
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-    folder = CACHE / "checkpoints" / f"{name}-{_key([name, dict(unet), flat], [Path(__file__)])}"
+    folder = CACHE / "checkpoints" / f"{name}-{key([name, dict(unet), flat], [Path(__file__)])}"
     if folder.is_dir():
         return folder
     torch.manual_seed(0)
     scheduler = DDPMScheduler(variance_type="fixed_large", clip_sample=True)
-    pipeline = DDPMPipeline(unet=_randomized(UNet2DModel(**unet)), scheduler=scheduler)
+    pipeline = DDPMPipeline(unet=randomized(UNet2DModel(**unet)), scheduler=scheduler)
 
     def write(target: Path) -> None:
         pipeline.save_pretrained(target)
@@ -194,25 +194,26 @@ def make_unconditional_checkpoint(name: str, unet: Mapping[str, Any], *, flat: b
                 file.rename(target / file.name)
             (target / component).rmdir()
 
-    return _publish(folder, write)
+    return publish(folder, write)
 
 
 def export_checkpoint(checkpoint: Path, **options: Any) -> Path:
-    """The export of a checkpoint, made once for each state of the code that makes it."""
-    from safelight.export.checkpoint import open_checkpoint
+    """The export of a checkpoint, folder or file, made once for each state of the code that makes it."""
     from safelight.export.folder import ExportOptions, export_model
+    from safelight.export.source import open_source
 
     code = [*(ROOT / "export").rglob("*.py"), *(ROOT / "reference").glob("*.py"), ROOT / "runtime" / "manifest.py"]
-    weights = [path for path in checkpoint.rglob("*") if path.suffix in {".safetensors", ".json"}]
+    weights = [path for path in [checkpoint, *checkpoint.rglob("*")] if path.suffix in {".safetensors", ".json"}]
     versions = [importlib.metadata.version(package) for package in ("torch", "onnxscript", "onnxruntime")]
-    folder = CACHE / "exports" / f"{checkpoint.name}-{_key([versions, options], [*code, *weights])}"
+    folder = CACHE / "exports" / f"{checkpoint.name}-{key([versions, options], [*code, *weights])}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        export_model(open_checkpoint(checkpoint), folder, ExportOptions(**options))
+        with open_source(checkpoint, workspace=folder.parent) as source:
+            export_model(source, folder, ExportOptions(**options))
     return folder
 
 
-def _randomized(network: Any) -> Any:
+def randomized(network: Any) -> Any:
     """Norms and biases that are no longer ones and zeros, so that a swapped or missing one shows."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -221,7 +222,7 @@ def _randomized(network: Any) -> Any:
     return network.eval()
 
 
-def _publish(folder: Path, write: Any) -> Path:
+def publish(folder: Path, write: Any) -> Path:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -230,7 +231,7 @@ def _publish(folder: Path, write: Any) -> Path:
     return folder
 
 
-def _key(description: list[Any], files: list[Path]) -> str:
+def key(description: list[Any], files: list[Path]) -> str:
     digest = hashlib.sha256(json.dumps(description, default=str).encode())
     for file in sorted(files):
         digest.update(file.read_bytes())

@@ -195,7 +195,7 @@ def contents(shapes: Shapes, *, prediction_type: str | None = None, global_step:
     if other := file_family(shapes.keys(), in_channels=in_channels):
         raise ValueError(f"holds {other}; a single file can hold {SUPPORTED}")
     family = _family(shapes)
-    if in_channels not in family.pipelines:
+    if in_channels is None or in_channels not in family.pipelines:
         known = ", ".join(map(str, family.pipelines))
         raise ValueError(f"has a UNet with {in_channels} input channels; {family.name} is known with {known}")
     pipeline, scheduler = family.pipelines[in_channels]
@@ -230,12 +230,12 @@ def contents(shapes: Shapes, *, prediction_type: str | None = None, global_step:
 
 
 def _family(shapes: Shapes) -> _Family:
+    if not any(name.startswith(UNET) for name in shapes):
+        raise ValueError(f"holds no UNet of a known layout; a single file can hold {SUPPORTED}")
     for prefix, family in _FAMILIES.items():
         if any(name.startswith(prefix) for name in shapes):
             return family
-    if any(name.startswith(UNET) for name in shapes):
-        raise ValueError(f"holds a UNet and no text encoder; a single file must hold the whole of {SUPPORTED}")
-    raise ValueError(f"holds nothing that is known; a single file can hold {SUPPORTED}")
+    raise ValueError(f"holds a UNet without a text encoder; a single file must hold the whole of {SUPPORTED}")
 
 
 def _predicts_velocity(

@@ -1,6 +1,6 @@
 """A tensor of the original layout and what becomes of it in diffusers' layout, and how such tables are written."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class Network:
 
 
 def layers(
-    original: str, ours: str, names: Mapping[str, str], parameters: Iterable[str] = ("weight", "bias")
+    original: str, ours: str, names: Mapping[str, str], parameters: Sequence[str] = ("weight", "bias")
 ) -> Pieces:
     """The pieces of layers that the two layouts spell differently.
 
@@ -53,7 +53,6 @@ def layers(
         names: of the layers: the file's -> diffusers'.
         parameters: of every layer.
     """
-    parameters = tuple(parameters)
     return {
         f"{ours}{name}.{parameter}": Piece(f"{original}{spelled}.{parameter}")
         for spelled, name in names.items()

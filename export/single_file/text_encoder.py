@@ -4,7 +4,7 @@ from typing import Any
 
 from .layout import Network, Piece, Pieces, Shapes, alike, count, layers, shape
 
-#: Stable Diffusion 2.x takes what the last layer but one gives: the last one's tensors are there, and nothing reads them
+#: of the 24 that Stable Diffusion 2.x has: it takes what the last layer but one gives
 PENULTIMATE_LAYERS = 23
 
 _HEAD_WIDTH = 64  # of both encoders' heads, at any width

@@ -1,4 +1,4 @@
-"""The UNet of a single file: blocks that are counted through, where diffusers has levels of resnets and transformers."""
+"""The UNet of a single file: blocks counted through, where diffusers has levels of resnets and transformers."""
 
 from dataclasses import dataclass
 from typing import Any
