@@ -304,7 +304,7 @@ def pipeline(family: Family, made: Mapping[str, Any]) -> Any:
 
     with tempfile.TemporaryDirectory() as temporary:
         write_tokenizer(
-            Path(temporary) / "tokenizer", pad_token="!" if family.unet is not _SD_UNET else "<|endoftext|>"
+            Path(temporary) / "tokenizer", pad_token="<|endoftext|>" if family.text_encoder is _CLIP else "!"
         )
         tokenizer = transformers.CLIPTokenizer.from_pretrained(Path(temporary) / "tokenizer")
     parts = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..families import SUPPORTED, file_family
 from .autoencoder import autoencoder
-from .depth_estimator import IMAGE_PROCESSOR, depth_estimator
+from .depth_estimator import depth_estimator, image_processor
 from .layout import Network, Shapes
 from .text_encoder import PENULTIMATE_LAYERS, clip, openclip
 from .unet import PREFIX as UNET
@@ -204,11 +204,12 @@ def contents(shapes: Shapes, *, prediction_type: str | None = None, global_step:
     image_size = _VELOCITY_IMAGE_SIZE if enlarged else family.image_size
     vae = autoencoder(shapes, sample_size=image_size, scaling_factor=family.scaling_factor)
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    estimator = depth_estimator(shapes) if in_channels == _WITH_DEPTH else None
     networks = [
         *family.text_encoders(shapes),
         unet(shapes, sample_size=image_size // factor, upcast_attention=enlarged),
         vae,
-        *([depth_estimator(shapes)] if in_channels == _WITH_DEPTH else []),
+        *([estimator] if estimator else []),
     ]
     _check(shapes, networks, family)
     return Contents(
@@ -224,7 +225,7 @@ def contents(shapes: Shapes, *, prediction_type: str | None = None, global_step:
             **({"rescale_betas_zero_snr": True} if _TRAINED_TO_PURE_NOISE in shapes else {}),
         },
         pad_tokens=family.pad_tokens,
-        image_processor=IMAGE_PROCESSOR if in_channels == _WITH_DEPTH else None,
+        image_processor=image_processor(estimator.config) if estimator else None,
         remarks=remarks,
     )
 

@@ -1,5 +1,6 @@
 """The depth estimator of a single file: MiDaS' DPT-Hybrid, in the names of its authors and of timm."""
 
+from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
@@ -36,21 +37,6 @@ _ENDS = {
 }
 _STAGES = range(3)
 _NECKS = range(1, 5)  # as the original counts them, from the finest on
-
-#: of `DPTImageProcessor`, as published for DPT-Hybrid
-IMAGE_PROCESSOR: dict[str, Any] = {
-    "image_processor_type": "DPTImageProcessor",
-    "do_resize": True,
-    "size": {"height": 384, "width": 384},
-    "resample": 3,
-    "keep_aspect_ratio": False,
-    "ensure_multiple_of": 1,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-}
 
 
 def depth_estimator(shapes: Shapes) -> Network:
@@ -98,6 +84,23 @@ def depth_estimator(shapes: Shapes) -> Network:
         "use_batch_norm_in_fusion_residual": False,
     }
     return Network("depth_estimator", "DPTForDepthEstimation", config, _pieces(depth, depths))
+
+
+def image_processor(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `preprocessor_config.json` of a depth estimator, with the values that are published for DPT-Hybrid."""
+    return {
+        "image_processor_type": "DPTImageProcessor",
+        "do_resize": True,
+        "size": {"height": config["image_size"], "width": config["image_size"]},
+        "resample": 3,  # bicubic
+        "keep_aspect_ratio": False,
+        "ensure_multiple_of": 1,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
 
 
 def _pieces(depth: int, stage_depths: list[int]) -> Pieces:
