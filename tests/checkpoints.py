@@ -231,15 +231,15 @@ def make_checkpoint(tiny: TinyCheckpoint) -> Path:
     import diffusers
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    folder = CACHE / "checkpoints" / f"{tiny.name}-{_key([repr(tiny)], [Path(__file__)])}"
+    folder = CACHE / "checkpoints" / f"{tiny.name}-{key([repr(tiny)], [Path(__file__)])}"
     if folder.is_dir():
         return folder
     torch.manual_seed(tiny.seed)
     scheduler = {"_class_name": "PNDMScheduler", **SCHEDULER, **tiny.scheduler}
     parts: dict[str, Any] = {
-        "vae": _randomized(diffusers.AutoencoderKL(**tiny.vae)),
+        "vae": randomized(diffusers.AutoencoderKL(**tiny.vae)),
         **_text_parts("", tiny.text_encoder, CLIPTextModel, tiny.pad_token),
-        "unet": _randomized(diffusers.UNet2DConditionModel(**tiny.unet)),
+        "unet": randomized(diffusers.UNet2DConditionModel(**tiny.unet)),
         "scheduler": getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
     }
     unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -254,7 +254,7 @@ def make_checkpoint(tiny: TinyCheckpoint) -> Path:
         parts |= {"safety_checker": checker, "feature_extractor": processor}
     else:
         parts |= unchecked
-    return _publish(folder, kind(**parts, **tiny.options).save_pretrained)
+    return publish(folder, kind(**parts, **tiny.options).save_pretrained)
 
 
 def _text_parts(suffix: str, config: Mapping[str, Any] | None, kind: Any, pad_token: str | None) -> dict[str, Any]:
@@ -273,7 +273,7 @@ def _text_parts(suffix: str, config: Mapping[str, Any] | None, kind: Any, pad_to
         projection_dim=16,
         **config,
     )
-    return {f"text_encoder{suffix}": _randomized(kind(text_config)), f"tokenizer{suffix}": tokenizer}
+    return {f"text_encoder{suffix}": randomized(kind(text_config)), f"tokenizer{suffix}": tokenizer}
 
 
 def _depth_estimator() -> tuple[Any, Any]:
@@ -293,7 +293,7 @@ def _depth_estimator() -> tuple[Any, Any]:
         initializer_range=0.1,
     )
     size = {"height": 48, "width": 48}
-    return _randomized(DPTForDepthEstimation(config)), DPTImageProcessor(size=size)
+    return randomized(DPTForDepthEstimation(config)), DPTImageProcessor(size=size)
 
 
 #: a call of image to image from three photographs: of what it makes, `CHECKED` flags the first and the second picture
@@ -320,7 +320,7 @@ def _safety_checker(pipeline: Any) -> tuple[Any, Any]:
         "image_size": 32,
         "patch_size": 8,
     }
-    checker = _randomized(StableDiffusionSafetyChecker(CLIPConfig(projection_dim=12, vision_config=vision)))
+    checker = randomized(StableDiffusionSafetyChecker(CLIPConfig(projection_dim=12, vision_config=vision)))
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     photographs = [Image.fromarray(getattr(data, name)()).resize((104, 72)) for name in FLAGGED_PHOTOGRAPHS]
     generators = [torch.Generator().manual_seed(seed) for seed in FLAGGED_SEEDS]
@@ -347,7 +347,7 @@ def make_tiny_autoencoder() -> Path:
     """A folder with an `AutoencoderTiny` alone, as the hub has it."""
     from diffusers import AutoencoderTiny
 
-    folder = CACHE / "checkpoints" / f"tiny-autoencoder-{_key([], [Path(__file__)])}"
+    folder = CACHE / "checkpoints" / f"tiny-autoencoder-{key([], [Path(__file__)])}"
     if folder.is_dir():
         return folder
     torch.manual_seed(0)
@@ -359,7 +359,7 @@ def make_tiny_autoencoder() -> Path:
         num_decoder_blocks=blocks[::-1],
         scaling_factor=0.7,
     )
-    return _publish(folder, _randomized(autoencoder).save_pretrained)
+    return publish(folder, randomized(autoencoder).save_pretrained)
 
 
 def make_unconditional_checkpoint(name: str, unet: Mapping[str, Any], *, flat: bool = False) -> Path:
@@ -372,12 +372,12 @@ def make_unconditional_checkpoint(name: str, unet: Mapping[str, Any], *, flat: b
     """
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-    folder = CACHE / "checkpoints" / f"{name}-{_key([name, dict(unet), flat], [Path(__file__)])}"
+    folder = CACHE / "checkpoints" / f"{name}-{key([name, dict(unet), flat], [Path(__file__)])}"
     if folder.is_dir():
         return folder
     torch.manual_seed(0)
     scheduler = DDPMScheduler(variance_type="fixed_large", clip_sample=True)
-    pipeline = DDPMPipeline(unet=_randomized(UNet2DModel(**unet)), scheduler=scheduler)
+    pipeline = DDPMPipeline(unet=randomized(UNet2DModel(**unet)), scheduler=scheduler)
 
     def write(target: Path) -> None:
         pipeline.save_pretrained(target)
@@ -386,25 +386,26 @@ def make_unconditional_checkpoint(name: str, unet: Mapping[str, Any], *, flat: b
                 file.rename(target / file.name)
             (target / component).rmdir()
 
-    return _publish(folder, write)
+    return publish(folder, write)
 
 
 def export_checkpoint(checkpoint: Path, **options: Any) -> Path:
-    """The export of a checkpoint, made once for each state of the code that makes it."""
-    from safelight.export.checkpoint import open_checkpoint
+    """The export of a checkpoint, folder or file, made once for each state of the code that makes it."""
     from safelight.export.folder import ExportOptions, export_model
+    from safelight.export.source import open_source
 
     code = [*(ROOT / "export").rglob("*.py"), *(ROOT / "reference").glob("*.py"), ROOT / "runtime" / "manifest.py"]
-    weights = [path for path in checkpoint.rglob("*") if path.suffix in {".safetensors", ".json"}]
+    weights = [path for path in [checkpoint, *checkpoint.rglob("*")] if path.suffix in {".safetensors", ".json"}]
     versions = [importlib.metadata.version(package) for package in ("torch", "onnxscript", "onnxruntime")]
-    folder = CACHE / "exports" / f"{checkpoint.name}-{_key([versions, options], [*code, *weights])}"
+    folder = CACHE / "exports" / f"{checkpoint.name}-{key([versions, options], [*code, *weights])}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        export_model(open_checkpoint(checkpoint), folder, ExportOptions(**options))
+        with open_source(checkpoint, workspace=folder.parent) as source:
+            export_model(source, folder, ExportOptions(**options))
     return folder
 
 
-def _randomized(network: Any) -> Any:
+def randomized(network: Any) -> Any:
     """Norms and biases that are no longer ones and zeros, so that a swapped or missing one shows."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -413,7 +414,7 @@ def _randomized(network: Any) -> Any:
     return network.eval()
 
 
-def _publish(folder: Path, write: Any) -> Path:
+def publish(folder: Path, write: Any) -> Path:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -422,7 +423,7 @@ def _publish(folder: Path, write: Any) -> Path:
     return folder
 
 
-def _key(description: list[Any], files: list[Path]) -> str:
+def key(description: list[Any], files: list[Path]) -> str:
     digest = hashlib.sha256(json.dumps(description, default=str).encode())
     for file in sorted(files):
         digest.update(file.read_bytes())

@@ -22,6 +22,8 @@ def _load(name: str) -> ModuleType:
 
 checkpoints = _load("checkpoints")
 _load("pairs")
+_load("original_layout")
+_load("single_files")
 
 
 @pytest.fixture(scope="session")

@@ -130,6 +130,19 @@ class DiffusionPipeline(ABC):
         return None
 
     @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **options: Any) -> Self:
+        """Opens a checkpoint in one safetensors file, in the layout of the original code; see `from_pretrained`.
+
+        It is exported once, into the cache, where the export extra is installed.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if not Path(pretrained_model_link_or_path).is_file():
+            raise FileNotFoundError(f"{pretrained_model_link_or_path} is no file on this machine")
+        return cls.from_pretrained(pretrained_model_link_or_path, **options)
+
+    @classmethod
     def _class_for(cls, folder: ModelFolder) -> type[Self]:
         """The class that the folder names, or the one that was asked for by name."""
         if cls is not DiffusionPipeline:

@@ -149,7 +149,7 @@ def test_other_content_is_left_alone(fails: Fails, copy: Path, tmp_path: Path) -
 def test_what_is_no_checkpoint_is_refused(fails: Fails, copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "does not exist, and is no hub id either" in fails(tmp_path / "none", out)
-    assert "is a file; a checkpoint is a folder" in fails(copy / "model_index.json", out)
+    assert "is a file of an unknown kind; a checkpoint is a folder" in fails(copy / "model_index.json", out)
     assert "is no checkpoint: it has no model_index.json" in fails(copy / "unet", out)
     (copy / "model_index.json").write_text("{")
     assert "model_index.json is not valid JSON" in fails(copy, out)

@@ -1,7 +1,9 @@
 import dataclasses
 import json
 
+import diffusers
 import pytest
+from diffusers.training_utils import EMAModel
 
 from safelight.reference import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 
@@ -27,6 +29,17 @@ def test_to_dict_is_json_that_gives_the_same_configuration(network):
     config = build(network).config
     again = network.from_config(json.loads(json.dumps(config.to_dict()))).config
     assert again == config
+
+
+def test_what_averaging_leaves_in_a_configuration_has_no_effect(tmp_path):
+    """As in diffusers/stable-diffusion-xl-1.0-inpainting-0.1."""
+    values = {**LEVELS["UNet2DConditionModel"], "sample_size": 8, "cross_attention_dim": 8, "attention_head_dim": 2}
+    unet = diffusers.UNet2DConditionModel(**values)
+    average = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
+    average.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert {"decay", "optimization_step", "update_after_step"} <= config.keys()
+    assert UNet2DConditionModel.from_config(config).config == build(UNet2DConditionModel, **values).config
 
 
 @pytest.mark.parametrize("network", NETWORKS)
