@@ -8,7 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ..model_folder import ModelFolder
-from .autoencoder import Autoencoder, AutoencoderKL, AutoencoderTiny, CertainLatents, DiagonalGaussian
+from .autoencoder import (
+    Autoencoder,
+    AutoencoderKL,
+    AutoencoderTiny,
+    CertainLatents,
+    DiagonalGaussian,
+    open_autoencoder,
+)
 from .depth_estimator import DepthEstimatorOutput, DPTForDepthEstimation, open_depth_estimator
 from .engine import DEFAULTS, Engine, read_config
 from .safety_checker import StableDiffusionSafetyChecker, open_safety_checker
@@ -57,6 +64,7 @@ __all__ = [
     "UNet2DConditionModel",
     "UNet2DModel",
     "UNetOutput",
+    "open_autoencoder",
     "open_depth_estimator",
     "open_projecting_text_encoder",
     "open_safety_checker",

@@ -234,3 +234,20 @@ class AutoencoderTiny(Autoencoder):
     def encode(self, sample: Array) -> CertainLatents:
         """The latents of images: (batch, 3, height, width) in [-1, 1]; unscaled."""
         return CertainLatents(self._run(self._encoded, encode_tiled, sample))
+
+
+def open_autoencoder(
+    pretrained_model_name_or_path: str | Path, *, backend: str = "onnxruntime", device: str = "cpu"
+) -> Autoencoder:
+    """The autoencoder of a model folder, a checkpoint or a hub id, of whichever class it is.
+
+    Raises:
+        FileNotFoundError: there is no such folder or hub id.
+        ValueError: it has no autoencoder of a known class.
+    """
+    folder = open_model_folder(local_model(pretrained_model_name_or_path))
+    found = folder.index.get("vae", [None, None])[1]
+    for kind in (AutoencoderKL, AutoencoderTiny):
+        if found == kind.__name__:
+            return kind.open(folder, Engine(backend, device))
+    raise ValueError(f"{folder.path} has no AutoencoderKL and no AutoencoderTiny: its vae is a {found}")
