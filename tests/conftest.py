@@ -22,6 +22,7 @@ def _load(name: str) -> ModuleType:
 
 checkpoints = _load("checkpoints")
 _load("pairs")
+_load("recorded")
 _load("original_layout")
 _load("single_files")
 

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pairs import photograph
+from pairs import photograph, relative
+from recorded import record
 
 from safelight.export.checkpoint import open_checkpoint
 from safelight.export.folder import ExportOptions, export_model
@@ -36,18 +36,6 @@ DDPM_256: dict[str, Any] = {
     "norm_eps": 1e-6,
 }
 LIMIT = 1e-4  # relative, float32
-
-
-def record(name: str, **numbers: Any) -> None:
-    if file := os.environ.get("SAFELIGHT_RECORD"):
-        path = Path(file)
-        content = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**content, name: numbers}, indent=2, sort_keys=True) + "\n")
-
-
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    assert found.shape == expected.shape
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def test_ddpm_256(tmp_path: Path) -> None:
