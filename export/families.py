@@ -69,6 +69,7 @@ _TENSORS: Mapping[str, str] = {
     r"^low_scale_model\.": "the Stable Diffusion upscaler",
     r"^edm_(mean|std)$": "Playground v2.5",
     r"^edm_vpred\.": "CosXL",
+    r"^scaled_fp8$|\.(scale_weight|weight_scale|comfy_quant|absmax|quant_map)$": "quantized weights",
 }
 #: input channels of the UNet -> what a file with it holds
 _CHANNELS: Mapping[int, str] = {7: "the Stable Diffusion upscaler", 8: "InstructPix2Pix"}

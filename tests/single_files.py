@@ -31,7 +31,7 @@ _EULER = {
     "timestep_spacing": "leading",
 }
 
-_CLIP = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "hidden_act": "quick_gelu"}
+CLIP = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "hidden_act": "quick_gelu"}
 _OPENCLIP = {"hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": PENULTIMATE, "hidden_act": "gelu"}
 _BIG_OPENCLIP = {"hidden_size": 128, "intermediate_size": 144, "num_hidden_layers": 3, "hidden_act": "gelu"}
 
@@ -106,14 +106,14 @@ FAMILIES = {
     "sd1": Family(
         pipeline="StableDiffusionPipeline",
         unet=_SD_UNET,
-        text_encoder=_CLIP,
+        text_encoder=CLIP,
         scheduler="PNDMScheduler",
         scheduler_config={**checkpoints.SCHEDULER, "prediction_type": "epsilon"},
     ),
     "sd1 inpainting": Family(
         pipeline="StableDiffusionInpaintPipeline",
         unet=_inpainting(_SD_UNET),
-        text_encoder=_CLIP,
+        text_encoder=CLIP,
         scheduler="DDIMScheduler",
         scheduler_config=_SCHEDULER,
     ),
@@ -151,7 +151,7 @@ FAMILIES = {
         pipeline="StableDiffusionXLPipeline",
         unet=_SDXL_UNET,
         vae=_SDXL_VAE,
-        text_encoder=_CLIP,
+        text_encoder=CLIP,
         text_encoder_2=_BIG_OPENCLIP,
         scheduler="EulerDiscreteScheduler",
         scheduler_config=_EULER,
@@ -160,7 +160,7 @@ FAMILIES = {
         pipeline="StableDiffusionXLPipeline",
         unet=_SDXL_UNET,
         vae=_SDXL_VAE,
-        text_encoder=_CLIP,
+        text_encoder=CLIP,
         text_encoder_2=_BIG_OPENCLIP,
         scheduler="EulerDiscreteScheduler",
         scheduler_config=_EULER | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
@@ -170,7 +170,7 @@ FAMILIES = {
         pipeline="StableDiffusionXLInpaintPipeline",
         unet=_inpainting(_SDXL_UNET),
         vae=_SDXL_VAE,
-        text_encoder=_CLIP,
+        text_encoder=CLIP,
         text_encoder_2=_BIG_OPENCLIP,
         scheduler="EulerDiscreteScheduler",
         scheduler_config=_EULER,
@@ -213,7 +213,7 @@ def _text_config(values: Mapping[str, Any]) -> Any:
         projection_dim=values["hidden_size"],
         bos_token_id=VOCABULARY - 2,
         eos_token_id=VOCABULARY - 1,
-        pad_token_id=VOCABULARY - 1 if values is _CLIP else 0,
+        pad_token_id=VOCABULARY - 1 if values is CLIP else 0,
     )
 
 
@@ -304,7 +304,7 @@ def pipeline(family: Family, made: Mapping[str, Any]) -> Any:
 
     with tempfile.TemporaryDirectory() as temporary:
         write_tokenizer(
-            Path(temporary) / "tokenizer", pad_token="<|endoftext|>" if family.text_encoder is _CLIP else "!"
+            Path(temporary) / "tokenizer", pad_token="<|endoftext|>" if family.text_encoder is CLIP else "!"
         )
         tokenizer = transformers.CLIPTokenizer.from_pretrained(Path(temporary) / "tokenizer")
     parts = {

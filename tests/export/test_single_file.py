@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +115,10 @@ def test_pipeline_is_the_one_that_diffusers_would_choose(unpacked: Unpacked) -> 
     assert differing <= {"_use_default_values", "skip_prk_steps", "_diffusers_version"}
     tokenizers = {name for name in index if name.startswith("tokenizer") and index[name][1]}
     assert tokenizers == {name.replace("text_encoder", "tokenizer") for name in unpacked.networks if "text" in name}
+    assert {name: getattr(pipeline, name).pad_token for name in tokenizers} == {
+        name: "<|endoftext|>" if family.text_encoder is single_files.CLIP and name == "tokenizer" else "!"
+        for name in tokenizers
+    }
     assert pipeline.vae_scale_factor == 8
     if family.pipeline == "StableDiffusionXLImg2ImgPipeline":
         assert pipeline.config.requires_aesthetics_score
@@ -428,6 +435,24 @@ def test_quantized_tensors_are_refused_by_name(refuses: Breaks, key: str) -> Non
     assert refuses(quantize) == f": {key} is torch.float8_e4m3fn; quantized weights are not supported"
 
 
+def test_a_full_disk_leaves_nothing_behind(unpacked_family: Callable[[str], Unpacked], tmp_path: Path) -> None:
+    """No file may grow past 100 kB."""
+    program = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from safelight.runtime import cli
+sys.exit(cli.main(["export", {str(unpacked_family("sd1").file)!r}, {str(tmp_path / "out")!r}]))
+"""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 1
+    assert "model.safetensors cannot be written: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_integers_are_refused_by_name(refuses: Breaks) -> None:
     def quantize(original: dict[str, Tensor]) -> None:
         original["model.diffusion_model.out.2.weight"] = original["model.diffusion_model.out.2.weight"].to(torch.int8)
@@ -456,6 +481,7 @@ def drop(prefix: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         (lambda _: {"down_blocks.0.resnets.0.conv1.weight": torch.zeros(4)}, "a network in diffusers' names"),
         (lambda _: {"anything": torch.zeros(4)}, "no UNet of a known layout"),
         (lambda original: original | {"control_model.time_embed.0.weight": torch.zeros(4)}, "a ControlNet"),
+        (lambda original: original | {"scaled_fp8": torch.zeros(2)}, "quantized weights"),
         (lambda original: original | {"edm_mean": torch.zeros(4), "edm_std": torch.zeros(4)}, "Playground v2.5"),
     ],
 )
