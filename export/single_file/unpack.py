@@ -16,7 +16,7 @@ from ..pickled import SUFFIXES as PICKLES
 from ..pickled import read_pickle, tensors_of
 from ..weights import write_safetensors
 from .contents import PREDICTION_TYPES, Contents, contents
-from .layout import Shapes
+from .layout import Network, Shapes
 from .tokenizer import write_tokenizer
 
 _SAFETENSORS = ".safetensors"
@@ -101,19 +101,22 @@ def unpack(
     folder.mkdir(parents=True, exist_ok=True)
     for network in found.networks:
         progress(f"{network.name}: unpacking")
-        target = folder / network.name
-        target.mkdir()
-        _write_json(target / "config.json", network.config)
-        stem = "diffusion_pytorch_model" if "_class_name" in network.config else "model"
-        tensors = file.read({piece.key for piece in network.pieces.values()})
-        pieces = {name: piece.take(tensors) for name, piece in network.pieces.items()}
-        write_safetensors(target / f"{stem}{_SAFETENSORS}", pieces)
+        _write_network(file, network, folder / network.name)
     for name, pad_token in found.pad_tokens.items():
         write_tokenizer(folder / name, pad_token=pad_token)
     _write_json(folder / "scheduler" / "scheduler_config.json", found.scheduler)
     if found.image_processor:
         _write_json(folder / "feature_extractor" / "preprocessor_config.json", found.image_processor)
     _write_json(folder / MODEL_INDEX, found.index)
+
+
+def _write_network(file: OriginalFile, network: Network, folder: Path) -> None:
+    folder.mkdir()
+    _write_json(folder / "config.json", network.config)
+    stem = "diffusion_pytorch_model" if "_class_name" in network.config else "model"
+    tensors = file.read({piece.key for piece in network.pieces.values()})
+    pieces = {name: piece.take(tensors) for name, piece in network.pieces.items()}
+    write_safetensors(folder / f"{stem}{_SAFETENSORS}", pieces)
 
 
 def _described(tensors: Mapping[str, Tensor]) -> tuple[Shapes, Mapping[str, torch.dtype]]:
