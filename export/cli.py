@@ -1,7 +1,6 @@
 """`safelight export SOURCE DESTINATION`."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--atol", type=float, help="largest absolute error that passes (default: a relative error)")
     parser.add_argument("--no-validate", action="store_true", help="leave out the comparison with the reference")
+    parser.add_argument(
+        "--lora",
+        metavar="FILE:SCALE",
+        action="append",
+        default=[],
+        help="a LoRA (safetensors) to fuse into the weights, at a scale of 1 where :SCALE is left out; may be repeated",
+    )
+    parser.add_argument(
+        "--no-safety-checker", action="store_true", help="leave the safety checker out: nothing looks at the pictures"
+    )
     parser.add_argument("--variant", help="of the checkpoint's weights, such as fp16")
     parser.add_argument(
         "--allow-pickle",
@@ -44,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         import torch  # noqa: F401  # the first of the extra's packages: what follows needs them all
 
         from .folder import ExportOptions, check_destination, export_model
+        from .lora import LoraFile
         from .source import open_source
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"export needs: pip install 'safelight[export]' ({error})") from error
@@ -60,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         atol=arguments.atol,
         validate=not arguments.no_validate,
+        loras=tuple(LoraFile.parse(text) for text in arguments.lora),
     )
     check_destination(arguments.destination)
     with open_source(
@@ -70,10 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
         token=arguments.token,
         allow_pickle=arguments.allow_pickle,
         prediction_type=arguments.prediction_type,
+        safety_checker=not arguments.no_safety_checker,
         progress=progress,
     ) as checkpoint:
-        if "safety_checker" in checkpoint.left_out:
-            print("safelight: the checkpoint's safety checker is not exported: pictures go unchecked", file=sys.stderr)
         export_model(checkpoint, arguments.destination, options, progress=progress)
     size = sum(path.stat().st_size for path in arguments.destination.rglob("*") if path.is_file())
     progress(f"{arguments.destination}: {size / 1e6:.1f} MB")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from safelight.runtime.manifest import file_record
 
@@ -25,6 +26,7 @@ def open_source(
     token: str | None = None,
     allow_pickle: bool = False,
     prediction_type: str | None = None,
+    safety_checker: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Checkpoint]:
     """The checkpoint that a user means, for as long as the block lasts.
@@ -40,6 +42,7 @@ def open_source(
         token: for the hub.
         allow_pickle: whether pickled weights are read, by torch's unpickler that makes nothing but tensors.
         prediction_type: of a single file, "epsilon" or "v_prediction"; inferred when None.
+        safety_checker: whether to export a folder's, if there is one.
         progress: told one line at each network of a single file.
 
     Raises:
@@ -55,11 +58,17 @@ def open_source(
         return
     if prediction_type is not None:
         raise ValueError(f"{source} is no single file: what it predicts is in its scheduler_config.json")
+    options: dict[str, Any] = {
+        "variant": variant,
+        "revision": revision,
+        "token": token,
+        "safety_checker": safety_checker,
+    }
     if not allow_pickle:
-        yield open_checkpoint(source, variant=variant, revision=revision, token=token)
+        yield open_checkpoint(source, **options)
         return
     with _folder_in(workspace) as folder:
-        yield open_checkpoint(source, variant=variant, revision=revision, token=token, unpickled=folder)
+        yield open_checkpoint(source, unpickled=folder, **options)
 
 
 def _unpacked(

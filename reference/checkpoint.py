@@ -26,7 +26,8 @@ _WEIGHTS = (
     "model{}.safetensors",
     "model.safetensors.index{}.json",
 )
-_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+#: of files that are pickles, which can run code when they are opened
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _NARROWEST = torch.float16
 _NAMED_IN_ERRORS = 5
@@ -78,8 +79,10 @@ def find_weights(folder: Path, *, variant: str | None = None) -> list[Path]:
     infix = _infix(variant)
     expected = f"diffusion_pytorch_model{infix}.safetensors or model{infix}.safetensors"
     if present := sorted(path.name for path in folder.glob("*.safetensors")):
-        raise FileNotFoundError(f"{folder} has no {expected}, only {_some(present)}; is variant={variant!r} meant?")
-    if pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
+        raise FileNotFoundError(
+            f"{folder} has no {expected}, only {abbreviated(present)}; is variant={variant!r} meant?"
+        )
+    if pickles := sorted(path.name for suffix in PICKLE_SUFFIXES for path in folder.glob(f"*{suffix}")):
         raise ValueError(
             f"{folder / pickles[0]} is a pickle, which can run code when it is opened, and is refused; convert it: "
             "load it with diffusers or transformers and call save_pretrained(folder, safe_serialization=True), "
@@ -184,7 +187,7 @@ def _check(
         seen.add(name)
     missing = [name for name in shapes if name not in seen]
     kinds = {"missing": missing, "surplus": surplus, "misshapen": misshapen}
-    faults = [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds.items() if names]
+    faults = [f"{len(names)} {kind}: {abbreviated(names)}" for kind, names in kinds.items() if names]
     if faults:
         raise ValueError(f"{place} does not hold the tensors that its config.json describes; {'; '.join(faults)}")
 
@@ -238,7 +241,7 @@ def refuse_quantized(path: Path, name: str, dtype: torch.dtype) -> None:
 
 
 def open_safetensors(path: Path) -> Any:  # safetensors has no types
-    """A safetensors file, to be used in a `with`; its tensors are read when they are used.
+    """The reader of a safetensors file, to be used in a `with`; it gives torch's tensors.
 
     Raises:
         ValueError: the file is truncated or corrupt, or a Git LFS pointer.
@@ -250,12 +253,15 @@ def open_safetensors(path: Path) -> Any:  # safetensors has no types
         raise ValueError(f"{path} is truncated or corrupt; download it again ({error})") from error
 
 
-def _some(names: Sequence[str]) -> str:
+def abbreviated(names: Sequence[str]) -> str:
+    """The first few of some names, for an error."""
     shown = ", ".join(names[:_NAMED_IN_ERRORS])
     return shown if len(names) <= _NAMED_IN_ERRORS else f"{shown}, ..."
 
 
 __all__ = [
+    "PICKLE_SUFFIXES",
+    "abbreviated",
     "check_weights",
     "component_folder",
     "find_weights",

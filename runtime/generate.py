@@ -16,14 +16,24 @@ from typing import Any
 import numpy as np
 
 from .image import image_grid, read_parameters, save_png
-from .image_input import open_image
+from .image_input import resize_image
+from .input_files import (
+    ARRAYS,
+    CONTENTS,
+    EMBEDDINGS,
+    PICTURES,
+    check_contents,
+    contents,
+    option,
+    read_array,
+    read_picture,
+)
+from .latents import check_size
+from .networks import open_autoencoder
 from .pipelines import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     DiffusionPipeline,
-    StableDiffusionDepth2ImgPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
     TextGuidedPipeline,
     UnconditionalPipeline,
 )
@@ -38,28 +48,23 @@ SUMMARY = "make pictures from prompts"
 BUNDLED = "emoji"
 #: options that are arguments of the pipeline's call, recorded in the picture
 CALL = (
-    "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "guidance_rescale", "eta",
-    "clip_skip", "latents", "prompt_embeds", "negative_prompt_embeds", "strength", "padding_mask_crop",
-    "image", "mask_image", "depth_map",
+    "negative_prompt", "prompt_2", "negative_prompt_2", "height", "width", "num_inference_steps", "guidance_scale",
+    "image_guidance_scale", "guidance_rescale", "eta", "clip_skip", "latents", "prompt_embeds",
+    "negative_prompt_embeds", "strength", "denoising_start", "denoising_end", "padding_mask_crop", "image",
+    "mask_image", "depth_map",
 )  # fmt: skip
-#: of those, the ones that are files of arrays
-ARRAYS = ("latents", "prompt_embeds", "negative_prompt_embeds", "depth_map")
-#: and those that are pictures
-PICTURES = ("image", "mask_image")
 #: what a user who names a file may mean, and that is not always what is written
-_NO_PROMPT = "embeddings"  # in the name of a file
 _OTHER_KINDS = {".png", ".npy", ".jpg", ".jpeg", ".webp"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments; flags are spelled as the pipeline's parameters, whose defaults they have."""
-    signature = {
-        **inspect.signature(StableDiffusionInpaintPipeline.__call__).parameters,
-        **inspect.signature(StableDiffusionPipeline.__call__).parameters,
-    }
+    calls = [inspect.signature(pipeline.__call__).parameters for pipeline in DiffusionPipeline.registry.values()]
 
     def option(flag: str, kind: type, text: str) -> None:
-        default = signature[flag.removeprefix("--").replace("-", "_")].default
+        name = flag.removeprefix("--").replace("-", "_")
+        defaults = {call[name].default for call in calls if name in call}
+        default = defaults.pop() if len(defaults) == 1 else "the pipeline's own"
         note = "" if default is None else f" (default: {default})"
         parser.add_argument(flag, type=kind, help=text + note)
 
@@ -79,6 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, help="of the first picture, the next has the next (default: chosen)")
     option("--negative-prompt", str, "what to move away from")
+    option("--prompt-2", str, "of SDXL's second text encoder, instead of the prompt")
+    option("--negative-prompt-2", str, "of SDXL's second text encoder, instead of the negative prompt")
     option("--height", int, "in pixels; the model's own if not given")
     option("--width", int, "in pixels; the model's own if not given")
     parser.add_argument("--prompt-weights", action="store_true", default=None, help="(word:1.3) and [word] weigh")
@@ -88,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option("--num-inference-steps", int, "how many times the noise is lowered")
     option("--guidance-scale", float, "how far past the negative prompt's prediction to go; 1 is no guidance")
+    option("--image-guidance-scale", float, "how far to go towards the picture, with InstructPix2Pix")
     option("--guidance-rescale", float, "0 to 1: how much of the prediction's contrast is kept")
     option("--num-images-per-prompt", int, "each with a seed of its own")
     option("--eta", float, "noise of DDIM, 0 to 1")
@@ -95,13 +103,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--latents", Path, "a .npy file: the starting noise, instead of a seed's")
     option("--prompt-embeds", Path, "a .npy file: text embeddings, instead of a prompt")
     option("--negative-prompt-embeds", Path, "a .npy file: text embeddings, instead of a negative prompt")
-    parser.add_argument("--image", type=Path, help="a picture to start from: image to image")
+    parser.add_argument("--image", type=Path, help="a picture to start from, or latents in a .npy file: image to image")
     parser.add_argument("--mask", type=Path, dest="mask_image", help="of the picture: what is white is made anew")
-    parser.add_argument(
-        "--strength", type=float, help="0 to 1: how far to go from the picture (default: 0.8; with a mask 1)"
-    )
+    option("--strength", float, "0 to 1: how far to go from the picture")
+    option("--denoising-start", float, "0 to 1: how much of the way the image's latents have gone, with SDXL")
+    option("--denoising-end", float, "0 to 1: where on the way to stop, for a refiner to go on, with SDXL")
     option("--padding-mask-crop", int, "work on the mask's surroundings alone, so many pixels wide")
     parser.add_argument("--depth-map", type=Path, help="a .npy file: (1, height, width), for a depth-to-image model")
+    parser.add_argument(
+        "--vae", help="a folder or hub id: another autoencoder, such as a tiny one, instead of the model's"
+    )
+    parser.add_argument("--no-safety-checker", action="store_true", help="give pictures back without looking at them")
     parser.add_argument("--backend", default="onnxruntime", help="(default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
@@ -114,7 +126,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--output must be a {kind} file or a folder, got {arguments.output}")
     request = _request(arguments)
     started = perf_counter()
-    pipeline = open_pipeline(request.parameters, backend=arguments.backend, device=arguments.device)
+    pipeline = open_pipeline(
+        request.parameters,
+        backend=arguments.backend,
+        device=arguments.device,
+        safety_checker=not arguments.no_safety_checker,
+    )
     timings = {"open": perf_counter() - started}
     if arguments.no_progress:
         pipeline.set_progress_bar_config(disable=True)
@@ -128,6 +145,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"seed {request.seeds[0]}: " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timings.items()))
     for path in paths:
         print(path)
+    for seed in itertools.compress(request.seeds, getattr(output, "nsfw_content_detected", None) or ()):
+        print(f"seed {seed}: black, because the safety checker takes it for not safe for work")
     return 0
 
 
@@ -144,16 +163,16 @@ class Request:
     def call(self, pipeline: Any, output_type: str) -> Any:
         """Runs the pipeline."""
         options = {name: self.parameters[name] for name in CALL if self.parameters.get(name) is not None}
-        options |= {name: np.load(options[name], allow_pickle=False) for name in ARRAYS if name in options}
-        options |= {name: open_image(options[name]) for name in PICTURES if name in options}
+        options |= {name: read_array(options[name]) for name in ARRAYS if name in options}
+        options |= {name: read_picture(options[name]) for name in PICTURES if name in options}
         known = inspect.signature(pipeline.__call__).parameters
-        if "image" in options and "height" not in known:  # the picture says it
-            own = options["image"].size
-            sides = [options.pop(name, side) for name, side in zip(("width", "height"), own, strict=True)]
-            options["image"] = options["image"].resize(sides)
+        if "height" not in known and not isinstance(options.get("image"), np.ndarray | None):  # the picture says it
+            sides = {name: options.pop(name) for name in ("height", "width") if name in options}
+            for name, side in sides.items():
+                check_size(name, side, pipeline.vae.factor)
+            options["image"] = resize_image(options["image"], **sides)
         if unknown := [name for name in options if name not in known]:
-            flags = ", ".join(f"--{name.replace('_image', '').replace('_', '-')}" for name in unknown)
-            raise ValueError(f"{type(pipeline).__name__} takes no {flags}")
+            raise ValueError(f"{type(pipeline).__name__} takes no {', '.join(map(option, unknown))}")
         if isinstance(pipeline, UnconditionalPipeline):
             if self.prompts is not None:
                 raise ValueError(f"{type(pipeline).__name__} takes no prompt")
@@ -175,20 +194,32 @@ class Request:
             alone["prompt"] = self.prompts[index // self.count]
         return alone
 
+    def name(self, index: int) -> str:
+        """What one of the pictures is called, as part of a file's name."""
+        if self.prompts:
+            return _slug(self.prompts[index // self.count])
+        return _slug("") if self.parameters.get("prompt_embeds") is None else "embeddings"
 
-def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -> DiffusionPipeline:
+
+def open_pipeline(
+    parameters: Mapping[str, Any], *, backend: str, device: str, safety_checker: bool = True
+) -> DiffusionPipeline:
     """The pipeline that a picture's parameters name, with their scheduler."""
     model = parameters["model"]
     path = bundled_model() if model == BUNDLED else model
-    pipeline = DiffusionPipeline.from_pretrained(path, backend=backend, device=device)
+    parts: dict[str, Any] = {} if safety_checker else {"safety_checker": None}
+    if "vae" in parameters:
+        parts["vae"] = open_autoencoder(parameters["vae"], backend=backend, device=device)
+    pipeline = DiffusionPipeline.from_pretrained(path, backend=backend, device=device, **parts)
+    takes = inspect.signature(pipeline.__call__).parameters
     if parameters.get("mask_image") is not None:
         pipeline = AutoPipelineForInpainting.from_pipe(pipeline)
-    elif parameters.get("image") is not None and not isinstance(pipeline, StableDiffusionDepth2ImgPipeline):
+    elif parameters.get("image") is not None and ("image" not in takes or "mask_image" in takes):
         pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
     if isinstance(pipeline, TextGuidedPipeline):
         pipeline.enable_prompt_weights(bool(parameters.get("prompt_weights")))
         pipeline.enable_long_prompts(bool(parameters.get("long_prompts")))
-        for file in parameters.get("textual_inversions", ()):
+        for file in parameters.get(EMBEDDINGS, ()):
             pipeline.load_textual_inversion(file)
     name, options = parameters.get("scheduler"), parameters.get("scheduler_options", {})
     if name or options:
@@ -203,10 +234,19 @@ def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -
 
 def _request(arguments: argparse.Namespace) -> Request:
     """The picture's parameters, and those given on the command line over them."""
-    parameters: dict[str, Any] = {"model": BUNDLED}
-    if arguments.from_image is not None:
-        parameters |= read_parameters(arguments.from_image)
-    names = ("model", "scheduler", "seed", "grid", "num_images_per_prompt", "prompt_weights", "long_prompts", *CALL)
+    recorded = {} if arguments.from_image is None else read_parameters(arguments.from_image)
+    parameters: dict[str, Any] = {"model": BUNDLED, **recorded}
+    names = (
+        "model",
+        "vae",
+        "scheduler",
+        "seed",
+        "grid",
+        "num_images_per_prompt",
+        "prompt_weights",
+        "long_prompts",
+        *CALL,
+    )
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if given.get("model") == BUNDLED and Path(BUNDLED).is_dir():
         given["model"] = f"./{BUNDLED}"  # the folder that is named so, and not the bundled model
@@ -214,11 +254,16 @@ def _request(arguments: argparse.Namespace) -> Request:
         parameters.pop("scheduler_options", None)  # the other scheduler's
     parameters |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     if arguments.textual_inversion:
-        parameters["textual_inversions"] = [str(path) for path in arguments.textual_inversion]
+        parameters[EMBEDDINGS] = [str(path) for path in arguments.textual_inversion]
     if arguments.scheduler_option:
         parameters["scheduler_options"] = dict(_option(text) for text in arguments.scheduler_option)
     if arguments.prompt:
         parameters["prompt"] = arguments.prompt[0] if len(arguments.prompt) == 1 else arguments.prompt
+    parameters.pop(CONTENTS, None)
+    if found := contents(parameters):
+        parameters[CONTENTS] = found
+    if arguments.from_image is not None:
+        check_contents(arguments.from_image, recorded, parameters)
     prompts = parameters.get("prompt")
     prompts = [prompts] if isinstance(prompts, str) else prompts
     if prompts is not None and parameters.get("prompt_embeds") is not None:
@@ -226,7 +271,7 @@ def _request(arguments: argparse.Namespace) -> Request:
     count = parameters.setdefault("num_images_per_prompt", 1)
     seed = parameters.setdefault("seed", secrets.randbits(32))
     embeds = parameters.get("prompt_embeds")
-    batch = len(prompts or [None]) if embeds is None else len(np.load(embeds, mmap_mode="r"))
+    batch = len(prompts or [None]) if embeds is None else len(np.atleast_1d(read_array(embeds)))
     return Request(
         prompts=prompts,
         count=count,
@@ -250,7 +295,7 @@ def _option(text: str) -> tuple[str, Any]:
 def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:
     """Writes the pictures, or the arrays, and returns where they lie."""
     kind = _kind(arguments)
-    name = _slug(request.prompts[0] if request.prompts else _NO_PROMPT)
+    name = request.name(0)
     if kind == ".npy":
         path = _place(arguments.output, kind, f"{request.seeds[0]}-{name}")
         np.save(path, images)
@@ -265,8 +310,7 @@ def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: 
         output: Path = arguments.output
         if output.suffix.lower() == kind and len(images) > 1:
             output = output.with_stem(f"{output.stem}-{index}")
-        prompt = request.prompts[index // request.count] if request.prompts else _NO_PROMPT
-        paths.append(_place(output, kind, f"{request.seeds[index]}-{_slug(prompt)}"))
+        paths.append(_place(output, kind, f"{request.seeds[index]}-{request.name(index)}"))
         save_png(image, paths[-1], parameters | request.of_picture(index))
     return paths
 

@@ -130,6 +130,16 @@ def preprocess_mask(
     return (pixels >= 0.5).astype(np.float32)
 
 
+def resize_image(picture: "Image", *, height: int | None = None, width: int | None = None) -> "Image":
+    """The picture stretched to a height and a width, its own where None, with Lanczos' filter as in `preprocess_image`.
+
+    Raises:
+        ValueError: a side below 1, or more than `MAX_PIXELS` pixels.
+    """
+    height, width = picture.height if height is None else height, picture.width if width is None else width
+    return _resized(picture, width, height, "default")
+
+
 def resize_nearest(array: Array, height: int, width: int) -> Array:
     """The array (batch, channels, height, width) in another size, each pixel the nearest of the old ones.
 
@@ -299,6 +309,7 @@ def _target_size(
     height, width = own_height if height is None else height, own_width if width is None else width
     if min(height, width) < factor:
         raise ValueError(f"an image must be at least {factor} pixels high and wide, got {height} and {width}")
+    _check_pixels(width, height, "the resized picture")
     return height - height % factor, width - width % factor
 
 

@@ -16,6 +16,7 @@ are errors, where the webui guesses; `\:` is new; BREAK, AND and `[from:to:when]
 import re
 
 _EMPHASIS = 1.1
+_LARGEST = 1e6  # float32 holds embeddings times that, and their sum
 _OPENED_BY = {")": "(", "]": "["}
 _TOKEN = re.compile(
     r"""
@@ -34,7 +35,8 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
     """The parts of a prompt with their weights, neighbours of one weight joined; an empty prompt is one empty part.
 
     Raises:
-        ValueError: brackets are not balanced, or a weight is no number; the message says where.
+        ValueError: brackets are not balanced, or a weight is no number; the message says where. Or weights multiply to
+            more than can be computed with.
     """
     parts: list[tuple[str, float]] = []
     open_brackets: list[tuple[int, int]] = []  # (position in the prompt, the first of its parts)
@@ -59,7 +61,14 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
             parts.append((match["escaped"] or match["text"], 1.0))
     if open_brackets:
         raise ValueError(_unbalanced(prompt, open_brackets[-1][0], "is never closed"))
-    return _joined(parts)
+    joined = _joined(parts)
+    for text, product in joined:
+        if not abs(product) <= _LARGEST:  # NaN is 0 times infinity
+            raise ValueError(
+                f"a weight must lie between {-_LARGEST:g} and {_LARGEST:g}, got {product} for {text!r}; "
+                "brackets within brackets multiply"
+            )
+    return joined
 
 
 def _joined(parts: list[tuple[str, float]]) -> list[tuple[str, float]]:

@@ -14,11 +14,13 @@ import numpy as np
 
 from .backends import Array, Network, TensorSpec, backend_module, open_network
 from .model_folder import ModelFolder
-from .networks import CLIPTextModel, Engine
+from .networks import CLIPTextModel, CLIPTextModelWithProjection, Engine
 from .tokenizer import CLIPTokenizer
 
 #: the reference's name of the matrix that has a row for each token
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
+
+TextEncoder = CLIPTextModel | CLIPTextModelWithProjection
 
 _IN_FOLDER = "learned_embeds.safetensors"  # where diffusers' training script writes it
 _A1111 = "emb_params"  # the webui's name of the tensor; the token is the file's name
@@ -85,25 +87,23 @@ def read_textual_inversion(path: str | Path, token: str | None = None) -> Textua
         FileNotFoundError: there is no such file.
         ValueError: a pickle, or a file that holds no embedding of one token.
     """
-    from safetensors import SafetensorError  # 25 ms to import, and rarely needed
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open  # 25 ms to import, and rarely needed
 
-    path = Path(path)
-    if path.is_dir():
-        path = next((file for file in _in_folder(path) if file.is_file()), path / _IN_FOLDER)
+    path = embedding_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no embedding {path}")
     if path.suffix.lower() in _PICKLES:
         raise ValueError(f"{path} is a pickle, and opening a pickle can run code: bring the embedding as .safetensors")
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            names = sorted(file.keys())
+            if len(names) != 1:  # a whole checkpoint, perhaps, which is not to be read
+                found = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+                raise ValueError(f"{path} must hold one tensor, the embedding of one token, got {len(names)}: {found}")
+            (name,) = names
+            vectors = file.get_tensor(name)
     except (SafetensorError, TypeError, KeyError) as error:  # the latter: a dtype that NumPy does not have
         raise ValueError(f"{path} cannot be read as a safetensors file of NumPy's dtypes: {error}") from error
-    if len(tensors) != 1:
-        raise ValueError(
-            f"{path} must hold one tensor, the embedding of one token, got {len(tensors)}: {', '.join(sorted(tensors))}"
-        )
-    ((name, vectors),) = tensors.items()
     own = path.stem if name == _A1111 else name
     vectors = vectors[None] if vectors.ndim == 1 else vectors
     if vectors.ndim != 2 or not len(vectors) or not np.issubdtype(vectors.dtype, np.floating):
@@ -114,13 +114,23 @@ def read_textual_inversion(path: str | Path, token: str | None = None) -> Textua
     return TextualInversion(own if token is None else token, vectors)
 
 
+def embedding_file(path: str | Path) -> Path:
+    """The file of an embedding that is named by itself or by its folder; it need not be there."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    safe = path / _IN_FOLDER
+    pickled = safe.with_suffix(".bin")  # only to be refused by name
+    return pickled if pickled.is_file() and not safe.is_file() else safe
+
+
 def load_textual_inversion(
     path: str | Path,
     *,
     folder: ModelFolder,
     engine: Engine,
     tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
+    text_encoder: TextEncoder,
     token: str | None = None,
     component: str = "text_encoder",
 ) -> TextualInversion:
@@ -171,22 +181,19 @@ def load_textual_inversion(
 
 
 def keep_textual_inversions(
-    source: CLIPTextModel,
-    target: CLIPTextModel,
-    *,
-    folder: ModelFolder,
-    engine: Engine,
-    component: str = "text_encoder",
+    source: object, target: object, *, folder: ModelFolder, engine: Engine, component: str
 ) -> None:
     """Teaches a text encoder that was opened anew, on another device, what the one before it knows.
 
     Args:
-        source: may be closed.
+        source: may be closed. Of a component that is no text encoder there is nothing to keep.
         target: changed in place, if there is anything to teach.
         folder: that both are from.
         engine: that the target was opened with.
         component: of the folder.
     """
+    if not isinstance(source, TextEncoder) or not isinstance(target, TextEncoder):
+        return
     known = source.network
     if isinstance(known, ExtendedVocabulary):
         opened = _open(folder, engine, component, list(known.rows.values()), known.vectors)
@@ -203,8 +210,3 @@ def _open(folder: ModelFolder, engine: Engine, component: str, rows: Sequence[in
         raise ValueError(f"an embedding has numbers that are not finite in {matrix.dtype}, the text encoder's weights")
     graph = folder.graph(component, backend_module(engine.backend).target(engine.device))
     return open_network(graph, backend=engine.backend, device=engine.device, initializers={TOKEN_EMBEDDING: matrix})
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    """What diffusers looks for in a folder; the pickle only to be refused by name."""
-    return [folder / _IN_FOLDER, (folder / _IN_FOLDER).with_suffix(".bin")]

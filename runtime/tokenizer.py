@@ -118,15 +118,18 @@ class CLIPTokenizer:
             count: how many ids it has.
 
         Raises:
-            ValueError: it is empty, or it or one of the others is a token already; nothing is added then.
+            ValueError: it is empty, or it or one of the others is a token already, or is spelled like one but for case
+                and spaces, which prompts do not tell apart; nothing is added then.
         """
         from tokenizers import AddedToken
 
         if not token.strip() or count < 1:
             raise ValueError(f"a token must have a name and at least one id, got {token!r} and {count}")
         names = [token, *(f"{token}_{index}" for index in range(1, count))]
+        normalize = self._tokenizer.normalizer.normalize_str
+        added = {normalize(known.content) for known in self._tokenizer.get_added_tokens_decoder().values()}
         for name in [*names, f"{token}_1"]:
-            if self._tokenizer.token_to_id(name) is not None:
+            if self._tokenizer.token_to_id(name) is not None or normalize(name) in added:
                 raise ValueError(f"the tokenizer has a token {name!r} already; choose another name")
         self._tokenizer.add_tokens([AddedToken(name, normalized=True) for name in names])
         token_ids = [_token_id(self._tokenizer, name) for name in names]

@@ -12,24 +12,52 @@ from pairs import assert_same_pictures, open_pair
 
 from safelight.runtime import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel, source
 
-UNET: dict[str, Any] = {
-    "sample_size": (24, 16),
-    "block_out_channels": (16, 24, 32),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "attention_head_dim": 8,
-    "norm_num_groups": 8,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
+_SMALL = {"sample_size": (24, 16), "layers_per_block": 1, "norm_num_groups": 8, "attention_head_dim": 8}
+#: the other families of levels, each with another embedding of the timestep and another kind of class -> their labels
+FAMILIES: dict[str, tuple[dict[str, Any], np.ndarray]] = {
+    "NCSN++": (
+        {
+            **_SMALL,
+            "block_out_channels": (32, 64),
+            "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+            "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+            "norm_num_groups": None,
+            "time_embedding_type": "fourier",
+            "num_class_embeds": 5,
+        },
+        np.array([4, 1]),
+    ),
+    "ADM": (
+        {
+            **_SMALL,
+            "block_out_channels": (16, 24),
+            "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            "resnet_time_scale_shift": "scale_shift",
+            "time_embedding_type": "learned",
+            "num_train_timesteps": 20,
+            "class_embed_type": "timestep",
+        },
+        np.array([19, 3]),
+    ),
+    "k-diffusion": (
+        {
+            **_SMALL,
+            "block_out_channels": (32, 64),
+            "down_block_types": ("KDownBlock2D", "KDownBlock2D"),
+            "up_block_types": ("KUpBlock2D", "KUpBlock2D"),
+            "class_embed_type": "identity",
+        },
+        np.random.default_rng(1).standard_normal((2, 4 * 32), dtype=np.float32),
+    ),
 }
-CLASSES = {**UNET, "num_class_embeds": 5, "time_embedding_type": "fourier"}
 
 
 @pytest.fixture(scope="module", params=["folders", "flat"])
 def checkpoint(request: pytest.FixtureRequest) -> Path:
-    return checkpoints.make_unconditional_checkpoint("unconditional", UNET, flat=request.param == "flat")
+    return checkpoints.make_unconditional_checkpoint(
+        "unconditional", checkpoints.UNCONDITIONAL, flat=request.param == "flat"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,20 +110,24 @@ def test_the_model_alone_equals_diffusers(checkpoint: Path, export: Path) -> Non
         ours(sample, 2, class_labels=np.array([1, 2]))
 
 
-def test_classes_equal_diffusers() -> None:
-    checkpoint = checkpoints.make_unconditional_checkpoint("classes", CLASSES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_and_classes_equal_diffusers(family: str) -> None:
+    unet, labels = FAMILIES[family]
+    checkpoint = checkpoints.make_unconditional_checkpoint(family, unet)
     ours = UNet2DModel.from_pretrained(checkpoints.export_checkpoint(checkpoint))
     theirs = diffusers.UNet2DModel.from_pretrained(checkpoint / "unet")
     sample = np.random.default_rng(0).standard_normal((2, 3, 24, 16), dtype=np.float32)
-    labels = np.array([4, 1])
-    with torch.no_grad():
-        expected = theirs(
-            torch.from_numpy(sample), torch.tensor(5.5), class_labels=torch.from_numpy(labels)
-        ).sample.numpy()
-    found = ours(sample, 5.5, class_labels=labels).sample
-    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    timestep = 5 if "num_train_timesteps" in unet else 5.5  # learned ones are whole
+    for given in (labels, labels[::-1].copy()):
+        with torch.no_grad():
+            expected = theirs(
+                torch.from_numpy(sample), torch.tensor(timestep), class_labels=torch.from_numpy(given)
+            ).sample
+        found = ours(sample, timestep, class_labels=given).sample
+        assert np.abs(found - expected.numpy()).max() < 1e-4 * float(expected.abs().max())
+    assert np.abs(found - ours(sample, timestep, class_labels=labels).sample).max() > 1e-3 * np.abs(found).max()
     with pytest.raises(ValueError, match=r"^this model needs class_labels$"):
-        ours(sample, 5.5)
+        ours(sample, timestep)
 
 
 def test_another_model_is_refused(linear_export: Path) -> None:

@@ -97,24 +97,13 @@ def test_errors_sees_nan_and_shapes() -> None:
     assert np.isnan(errors(ones * np.nan, ones)[0])
 
 
+def test_a_decision_that_differs_is_an_error_of_one() -> None:
+    neither, one = np.zeros(2, np.bool_), np.array([True, False])
+    assert errors(neither, neither) == errors(one, one) == (0, 0)
+    assert errors(one, neither) == errors(neither, one) == (1, 1)
+
+
 Fails = Callable[..., str]
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Exports, and gives the one sentence that the command ends with; the destination must be as it was."""
-
-    def export(checkpoint: Path, destination: Path, *options: str) -> str:
-        before = sorted(destination.rglob("*")) if destination.exists() else None
-        status = cli.main(["export", str(checkpoint), str(destination), *options])
-        printed = capsys.readouterr()
-        assert status == 1, printed.out
-        assert (sorted(destination.rglob("*")) if destination.exists() else None) == before
-        assert not list(destination.parent.glob(f".{destination.name}*")), "something was left behind"
-        (sentence,) = printed.err.splitlines()
-        return sentence.removeprefix("safelight: ")
-
-    return export
 
 
 def test_a_passed_tolerance_names_the_component_and_the_error(

@@ -2,10 +2,12 @@
 
 import argparse
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +21,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from safelight.runtime import (
+    DDPMPipeline,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     Generator,
+    StableDiffusionDepth2ImgPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     bundled_model,
@@ -29,7 +33,7 @@ from safelight.runtime import (
 )
 from safelight.runtime.backends import BACKENDS
 from safelight.runtime.cli import main
-from safelight.runtime.image import read_parameters
+from safelight.runtime.image import read_parameters, save_png
 
 PROMPT = "cat face on a blue background"
 SMALL = ("--num-inference-steps", "2", "--height", "32", "--width", "32", "--no-progress")
@@ -244,8 +248,6 @@ def test_options_take_precedence_over_the_pictures(given: dict[str, Any], capsys
 
 
 def test_a_picture_of_other_weights_is_said_to_be_one(generate: Run, caplog: pytest.LogCaptureFixture) -> None:
-    from safelight.runtime.image import save_png
-
     _, path = generate(PROMPT, "--seed", 0)
     generate("--from-image", path)
     assert caplog.records == []
@@ -667,12 +669,101 @@ def test_a_picture_to_start_from(generate: Run, photo: str) -> None:
     _, path = generate(PROMPT, "--image", photo, "--strength", 0.5, "--seed", 3)
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(bundled_model())
     pipeline.set_progress_bar_config(disable=True)
-    image = Image.open(photo).resize((32, 32))
+    image = Image.open(photo).resize((32, 32), Image.Resampling.LANCZOS)
     expected = pipeline(PROMPT, image, strength=0.5, seed=3, num_inference_steps=2).images[0]
     np.testing.assert_array_equal(pixels(path), np.asarray(expected))
     assert read_parameters(path)["image"] == "cat.png"
     _, again = generate("--from-image", path)
     np.testing.assert_array_equal(pixels(again), pixels(path))
+
+
+def test_a_picture_keeps_its_size_unless_another_is_asked_for(generate: Run, photo: str) -> None:
+    options = ("--image", photo, "--seed", 3, "--num-inference-steps", 1, "--strength", 1, "--no-progress")
+    for sides, shape in (((), (300, 448, 3)), (("--height", 40), (40, 448, 3)), (("--width", 24), (300, 24, 3))):
+        assert main(["generate", PROMPT, *map(str, (*options, *sides)), "--output", "one.png"]) == 0
+        assert pixels("one.png").shape == shape  # 451 is no multiple of 4
+
+
+@pytest.fixture
+def inputs(photo: str, mask: str) -> dict[str, str]:
+    """Every kind of file that a picture can be made from: option -> path."""
+    rng = np.random.default_rng(0)
+    np.save("noise.npy", rng.standard_normal((1, 4, 8, 8), dtype=np.float32))
+    for folder in ("learned", "other"):
+        Path(folder).mkdir()
+        save_file({"<thing>": rng.standard_normal(96).astype(np.float32)}, f"{folder}/learned_embeds.safetensors")
+    return {"--image": photo, "--mask": mask, "--latents": "noise.npy", "--textual-inversion": "learned"}
+
+
+def made_from(generate: Run, inputs: dict[str, str]) -> str:
+    return generate("a <thing>", "--seed", 3, "--strength", 1, *(part for pair in inputs.items() for part in pair))[1]
+
+
+def test_the_files_of_a_picture_are_known_again(
+    generate: Run, inputs: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = made_from(generate, inputs)
+    learned = "learned/learned_embeds.safetensors"
+    files = {**dict.fromkeys(inputs.values()), learned: None}
+    expected = {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in files if name != "learned"}
+    expected["learned"] = expected.pop(learned)
+    assert read_parameters(path)["input_sha256"] == expected
+    _, again = generate("--from-image", path)
+    np.testing.assert_array_equal(pixels(again), pixels(path))
+    assert read_parameters(again) == read_parameters(path)
+    assert caplog.messages == []
+
+    photograph("coffee", (451, 300)).save("cat.png")
+    shutil.copyfile("other/learned_embeds.safetensors", learned)
+    _, other = generate("--from-image", path)
+    assert caplog.messages == [
+        f"{name} is not what it was when {path} was made: expect another picture" for name in ("cat.png", "learned")
+    ]
+    assert not np.array_equal(pixels(other), pixels(path))
+    caplog.clear()
+    _, again = generate("--from-image", other)
+    np.testing.assert_array_equal(pixels(again), pixels(other))
+    assert caplog.messages == [], "the new picture records the new files"
+
+
+@pytest.mark.parametrize("option", ["--image", "--mask", "--latents", "--textual-inversion"])
+def test_a_file_that_is_gone_is_named_and_may_be_replaced(
+    generate: Run, fails: Callable[..., str], inputs: dict[str, str], option: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = made_from(generate, inputs)
+    gone = Path(inputs[option])
+    gone.rename("elsewhere")
+    assert fails("generate", "--from-image", path, "--no-progress") == (
+        f"{path} was made from {gone}, which is not there: give it with {option}"
+    )
+    _, again = generate("--from-image", path, option, "elsewhere")
+    np.testing.assert_array_equal(pixels(again), pixels(path))
+    assert caplog.messages == []
+
+
+def test_a_picture_that_does_not_know_its_files_is_made_again(generate: Run, photo: str) -> None:
+    _, path = generate(PROMPT, "--image", photo, "--seed", 3)
+    with Image.open(path) as image:
+        parameters = read_parameters(path)
+        assert list(parameters.pop("input_sha256")) == ["cat.png"]
+        save_png(image, "old.png", parameters)
+    _, again = generate("--from-image", "old.png")
+    np.testing.assert_array_equal(pixels(again), pixels(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("image", 5, "--image must name a file, got 5"),
+        ("mask_image", ["cat.png"], "--mask must name a file, got ['cat.png']"),
+        ("textual_inversions", [None], "--textual-inversion must name a file, got None"),
+    ],
+)
+def test_parameters_that_name_no_file_are_refused(
+    fails: Callable[..., str], name: str, value: Any, sentence: str
+) -> None:
+    save_png(Image.new("RGB", (8, 8)), "strange.png", {"prompt": "cat", name: value})
+    assert fails("generate", "--from-image", "strange.png") == sentence
 
 
 def test_a_mask_of_what_is_made_anew(generate: Run, photo: str, mask: str) -> None:
@@ -683,6 +774,43 @@ def test_a_mask_of_what_is_made_anew(generate: Run, photo: str, mask: str) -> No
     assert not np.array_equal(pixels(path), pixels(photo))
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["estimated", "given"])
+def test_depth_to_image(generate: Run, photo: str, depth_export: Path, given: bool) -> None:
+    depth_map = np.random.default_rng(0).random((1, 24, 24))
+    np.save("depth.npy", depth_map)
+    options = ("--image", photo, "--strength", 1, "--seed", 3, *(("--depth-map", "depth.npy") if given else ()))
+    _, path = generate(PROMPT, "--model", depth_export, *options)
+    pipeline = StableDiffusionDepth2ImgPipeline.from_pretrained(depth_export)
+    pipeline.set_progress_bar_config(disable=True)
+    image = Image.open(photo).resize((32, 32), Image.Resampling.LANCZOS)
+    depth: dict[str, Any] = {"depth_map": depth_map} if given else {}
+    expected = pipeline(PROMPT, image, strength=1.0, seed=3, num_inference_steps=2, **depth).images[0]
+    np.testing.assert_array_equal(pixels(path), np.asarray(expected))
+    _, again = generate("--from-image", path)
+    np.testing.assert_array_equal(pixels(again), pixels(path))
+
+
+def test_pictures_from_noise_alone(
+    unconditional_export: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]
+) -> None:
+    made = ("generate", "--model", str(unconditional_export), "--num-inference-steps", "2", "--no-progress")
+    assert main([*made, "--num-images-per-prompt", "2", "--seed", "5"]) == 0
+    _, *paths = capsys.readouterr().out.splitlines()
+    assert paths == ["output/5-picture.png", "output/6-picture.png"]
+    pipeline = DDPMPipeline.from_pretrained(unconditional_export)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(batch_size=2, seed=[5, 6], num_inference_steps=2).images
+    np.testing.assert_array_equal([pixels(path) for path in paths], [np.asarray(each) for each in expected])
+    assert main(["generate", "--from-image", paths[1], "--output", "again.png", "--no-progress"]) == 0
+    assert np.abs(pixels("again.png").astype(int) - pixels(paths[1])).max() <= 1
+    capsys.readouterr()
+    assert fails(*made, "cat") == "DDPMPipeline takes no prompt"
+    assert fails(*made, "--height", "32", "--mask", "x.png") == (
+        "DDPMPipeline is for a DDPMPipeline, which has no inpainting beside it"
+    )
+    assert fails(*made, "--height", "32", "--strength", "1") == "DDPMPipeline takes no --height, --strength"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -691,6 +819,21 @@ def test_a_mask_of_what_is_made_anew(generate: Run, photo: str, mask: str) -> No
         (["--image", "cat.png", "--strength", "2"], "strength must lie in [0, 1], got 2.0"),
         (["--image", "none.png"], "there is no picture at none.png"),
         (["--image", "cat.png", "--depth-map", "d.npy"], "StableDiffusionImg2ImgPipeline takes no --depth-map"),
+        (
+            ["--image", "cat.png", "--padding-mask-crop", "3"],
+            "StableDiffusionImg2ImgPipeline takes no --padding-mask-c",
+        ),
+        (["--image", "cat.png", "--mask", "small.png"], "image and mask must be of one size, got (451, 300) and (64, "),
+        (["--image", "cat.png", "--height", "30"], "height must be a multiple of 4, got 30; nearest are 28 and 32"),
+        (["--image", "cat.png", "--width", "0"], "width must be a multiple of 4, got 0; the nearest is 4"),
+        (
+            ["--image", "cat.png", "--height", "400000", "--width", "400000"],
+            "the resized picture must have at most 89478485 pixels, got 400000 times 400000",
+        ),
+        (["--image", "bomb.png"], "bomb.png has too many pixels: "),
+        (["--latents", "cat.png"], "cat.png cannot be read as a .npy file of numbers: the magic string is not correct"),
+        (["--latents", "half.npy"], "half.npy cannot be read as a .npy file of numbers: "),
+        (["--latents", "promise.npy"], "promise.npy cannot be read as a .npy file of numbers: "),
         (["--image", "cat.png", "--guidance-rescale", "0.5"], "StableDiffusionImg2ImgPipeline takes no --guidance-re"),
     ],
 )
@@ -698,4 +841,9 @@ def test_wrong_pictures_are_one_sentence(
     fails: Callable[..., str], photo: str, mask: str, arguments: list[str], sentence: str
 ) -> None:
     np.save("d.npy", np.zeros((1, 8, 8)))
+    Path("half.npy").write_bytes(Path("d.npy").read_bytes()[:-8])
+    with Path("promise.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (1 << 50,)})
+    Image.new("L", (64, 48)).save("small.png")
+    Image.new("1", (10_000, 9_000)).save("bomb.png")
     assert fails("generate", "cat", "--no-progress", *arguments).startswith(sentence)

@@ -13,6 +13,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import load_image
 from PIL import Image
 
+from safelight.runtime import image_input
 from safelight.runtime.image_input import (
     MAX_PIXELS,
     apply_overlay,
@@ -272,6 +273,22 @@ def test_small_pictures_that_would_become_bombs_are_refused() -> None:
         preprocess_image(line, 80_000, 80_000, factor=FACTOR)
     with pytest.raises(ValueError, match="has no pixels"):
         preprocess_image(line, factor=1, crops_coords=(0, 5, 1, 5))
+
+
+@pytest.mark.parametrize("prepare", [preprocess_image, preprocess_mask])
+@pytest.mark.parametrize("resize_mode", ["default", "fill", "crop"])
+def test_large_results_are_refused_before_they_are_made(
+    prepare: Any, resize_mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_input, "MAX_PIXELS", 4096)  # the true limit would take gigabytes where it is forgotten
+    line, square = picture(16, 256), np.full((64, 64), 0.5)
+    given = square if prepare is preprocess_mask else np.stack([square] * 3, axis=-1)
+    assert prepare(line, 64, 64, factor=FACTOR, resize_mode="fill").shape[2:] == (64, 64)
+    assert prepare(given, 32, 128, factor=FACTOR).shape[2:] == (32, 128)
+    with pytest.raises(ValueError, match="the resized picture must have at most 4096 pixels, got 72 times 64"):
+        prepare(line, 64, 72, factor=FACTOR, resize_mode=resize_mode)
+    with pytest.raises(ValueError, match="the resized picture must have at most 4096 pixels, got 72 times 64"):
+        prepare(given, 64, 72, factor=FACTOR)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file as save_torch_file
 
 from safelight.runtime import CLIPTextModel, CLIPTokenizer, bundled_model
 from safelight.runtime.backends import Array, open_network
-from safelight.runtime.conditioning import encode_prompts
+from safelight.runtime.conditioning import PromptEncoder, encode_prompts
 from safelight.runtime.model_folder import ModelFolder, open_model_folder
 from safelight.runtime.networks import Engine, open_text_encoder
 from safelight.runtime.textual_inversion import (
@@ -56,7 +56,7 @@ class Model:
         return load_textual_inversion(path, token=token, **vars(self))
 
     def encode(self, *prompts: str) -> Array:
-        return encode_prompts(self.tokenizer, self.text_encoder, prompts)
+        return encode_prompts(PromptEncoder(self.tokenizer, self.text_encoder), prompts).hidden
 
 
 @pytest.fixture
@@ -209,6 +209,12 @@ def write(tensors: dict[str, Array]) -> Callable[[Path], None]:
         (write({"<x>": np.zeros(WIDTH, np.int64)}), "x.safetensors", "floating-point numbers, got int64"),
         (write({"<x>": np.full(WIDTH, 1e6, np.float32)}), "x.safetensors", "not finite in float16"),
         (write({"clip_l": vectors(1, 4), "clip_g": vectors(1, 4)}), "x.safetensors", "got 2: clip_g, clip_l"),
+        (
+            write({f"layer.{n}": vectors(1, 4) for n in range(9)}),
+            "x.safetensors",
+            r"got 9: layer.0, layer.1, layer.2, ...$",
+        ),
+        (write({}), "x.safetensors", "got 0: $"),
         (write({"<|EndOfText|>".lower(): vectors(WIDTH)}), "x.safetensors", "has a token '<|endoftext|>' already"),
         (write({"cat</w>": vectors(WIDTH)}), "x.safetensors", "has a token 'cat</w>' already"),
         (write({" ": vectors(WIDTH)}), "x.safetensors", "must have a name"),
@@ -257,6 +263,16 @@ def test_a_token_is_loaded_once_and_the_first_stays(model: Model, one_vector: Pa
     model.load(one_vector, "<y>_1")
     with pytest.raises(ValueError, match="has a token '<y>_1' already"):
         model.load(one_vector, "<y>")
+
+
+def test_tokens_that_prompts_do_not_tell_apart_are_refused(model: Model, one_vector: Path, many_vectors: Path) -> None:
+    model.load(one_vector, "<Cat  Toy>")
+    expected = model.encode("a <cat toy>", "a <CAT   Toy>")
+    np.testing.assert_array_equal(expected[0], expected[1])
+    for token in ("<cat toy>", "<CAT TOY>"):
+        with pytest.raises(ValueError, match=f"has a token '{token}' already; choose another name"):
+            model.load(many_vectors, token)
+    np.testing.assert_array_equal(model.encode("a <cat toy>", "a <CAT   Toy>"), expected)
 
 
 def test_room_is_counted_over_all_that_were_loaded(model: Model, tmp_path: Path) -> None:
