@@ -98,10 +98,6 @@ class Family:
     markers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def _inpainting(unet: Mapping[str, Any]) -> dict[str, Any]:
-    return {**unet, "in_channels": 9}
-
-
 FAMILIES = {
     "sd1": Family(
         pipeline="StableDiffusionPipeline",
@@ -112,10 +108,19 @@ FAMILIES = {
     ),
     "sd1 inpainting": Family(
         pipeline="StableDiffusionInpaintPipeline",
-        unet=_inpainting(_SD_UNET),
+        unet=_SD_UNET | {"in_channels": 9},
         text_encoder=CLIP,
         scheduler="DDIMScheduler",
         scheduler_config=_SCHEDULER,
+    ),
+    "sd1 instruct-pix2pix": Family(
+        pipeline="StableDiffusionInstructPix2PixPipeline",
+        unet=_SD_UNET | {"in_channels": 8},
+        text_encoder=CLIP,
+        scheduler="EulerAncestralDiscreteScheduler",
+        scheduler_config={
+            name: _SCHEDULER[name] for name in _SCHEDULER if name not in ("clip_sample", "set_alpha_to_one")
+        },
     ),
     "sd2": Family(
         pipeline="StableDiffusionPipeline",
@@ -135,7 +140,7 @@ FAMILIES = {
     ),
     "sd2 inpainting": Family(
         pipeline="StableDiffusionInpaintPipeline",
-        unet=_inpainting(_SD2_UNET),
+        unet=_SD2_UNET | {"in_channels": 9},
         text_encoder=_OPENCLIP,
         scheduler="PNDMScheduler",
         scheduler_config=checkpoints.SCHEDULER,
@@ -168,7 +173,7 @@ FAMILIES = {
     ),
     "sdxl inpainting": Family(
         pipeline="StableDiffusionXLInpaintPipeline",
-        unet=_inpainting(_SDXL_UNET),
+        unet=_SDXL_UNET | {"in_channels": 9},
         vae=_SDXL_VAE,
         text_encoder=CLIP,
         text_encoder_2=_BIG_OPENCLIP,
@@ -302,18 +307,18 @@ def pipeline(family: Family, made: Mapping[str, Any]) -> Any:
 
     from safelight.export.single_file.tokenizer import write_tokenizer
 
-    with tempfile.TemporaryDirectory() as temporary:
-        write_tokenizer(
-            Path(temporary) / "tokenizer", pad_token="<|endoftext|>" if family.text_encoder is CLIP else "!"
-        )
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(Path(temporary) / "tokenizer")
     parts = {
         **made,
-        "tokenizer": tokenizer,
         "scheduler": getattr(diffusers, family.scheduler)(**family.scheduler_config),
         "feature_extractor": transformers.DPTImageProcessor(size=64) if "depth_estimator" in made else None,
     }
-    if "depth_estimator" not in made:
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in [name for name in made if "text" in name]:
+            folder = Path(temporary) / name
+            clip = family.text_encoder is CLIP and name == "text_encoder"
+            write_tokenizer(folder, pad_token="<|endoftext|>" if clip else "!")
+            parts[name.replace("text_encoder", "tokenizer")] = transformers.CLIPTokenizer.from_pretrained(folder)
+    if family.text_encoder_2 is None and "depth_estimator" not in made:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     return getattr(diffusers, family.pipeline)(**parts)
 
