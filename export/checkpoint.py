@@ -15,7 +15,7 @@ from safelight.runtime.model_folder import GRAPH, MODEL_INDEX, lone_network, rea
 from safelight.runtime.source import download, is_hub_id
 
 from . import pickled
-from .families import SUPPORTED, pipeline_family
+from .families import IN_FOLDERS, pipeline_family
 from .fit import check_fit
 from .networks import COMPONENT_KINDS
 
@@ -148,7 +148,7 @@ def check_index(path: Path, index: Mapping[str, Any], left_out: Collection[str] 
     """
     class_name = str(index.get("_class_name"))
     if family := pipeline_family(class_name):
-        raise ValueError(f"{path} holds {family} ({class_name}), which cannot be exported; known: {SUPPORTED}")
+        raise ValueError(f"{path} holds {family} ({class_name}), which cannot be exported; known: {IN_FOLDERS}")
     kinds = {*COMPONENT_KINDS, *_TOKENIZERS, *IMAGE_PROCESSORS}
     for name, component in _classes(index).items():
         if name not in left_out and component not in kinds and not component.endswith("Scheduler"):

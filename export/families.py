@@ -3,8 +3,9 @@
 import re
 from collections.abc import Collection, Mapping
 
-#: ends the sentences that refuse
-SUPPORTED = "Stable Diffusion 1.x and 2.x (inpainting, depth), SDXL (inpainting, refiner)"
+#: what a single file can hold, and what a folder can: they end the sentences that refuse
+IN_FILES = "Stable Diffusion 1.x (inpainting, InstructPix2Pix), 2.x (inpainting, depth) and SDXL (inpainting, refiner)"
+IN_FOLDERS = f"{IN_FILES}, latent consistency models, unconditional models of pixels"
 
 #: a pattern of the pipeline's name in model_index.json -> its family; the first that fits
 _PIPELINES: Mapping[str, str] = {
@@ -13,11 +14,10 @@ _PIPELINES: Mapping[str, str] = {
     "AnimateDiff": "AnimateDiff",
     "^StableDiffusion3": "Stable Diffusion 3",
     "Upscale": "the Stable Diffusion upscaler",
-    "Pix2Pix": "InstructPix2Pix",
+    "^StableDiffusionXLInstructPix2Pix": "InstructPix2Pix of SDXL",
     "^StableUnCLIP": "Stable unCLIP",
     "^StableVideoDiffusion": "Stable Video Diffusion",
     "^(StableCascade|Wuerstchen)": "Stable Cascade",
-    "^LatentConsistency": "a UNet that takes the guidance scale",
     "^Flux": "FLUX",
     "^Chroma": "Chroma",
     "^PixArt": "PixArt",
@@ -69,9 +69,10 @@ _TENSORS: Mapping[str, str] = {
     r"^low_scale_model\.": "the Stable Diffusion upscaler",
     r"^edm_(mean|std)$": "Playground v2.5",
     r"^edm_vpred\.": "CosXL",
+    r"^scaled_fp8$|\.(scale_weight|weight_scale|comfy_quant|absmax|quant_map)$": "quantized weights",
 }
-#: input channels of the UNet -> what a file with it holds
-_CHANNELS: Mapping[int, str] = {7: "the Stable Diffusion upscaler", 8: "InstructPix2Pix"}
+#: the same of files with a UNet of so many input channels
+_CHANNELS: Mapping[int, str] = {7: "the Stable Diffusion upscaler"}
 #: the same of files without a UNet
 _PARTS: Mapping[str, str] = {
     r"(^|[._])lora_(up|down|A|B|unet|te\d?)([._]|$)|[._](hada_w1_a|lokr_w1|oft_blocks|dora_scale)": "a LoRA",

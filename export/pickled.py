@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from safelight.reference.checkpoint import refuse_pointer
 from safelight.runtime.model_folder import read_json_object
+
+from .weights import write_safetensors
 
 #: how the names of files in the pickle format end
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -109,4 +110,4 @@ def convert(weights: Sequence[Path], config: Path, target: Path) -> None:
         tensors |= tensors_of(read_pickle(file))[0]
     # those that share memory, as tied weights do, become copies
     copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    safetensors.torch.save_file(copies, target / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(target / "model.safetensors", copies)

@@ -31,7 +31,7 @@ _EULER = {
     "timestep_spacing": "leading",
 }
 
-_CLIP = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "hidden_act": "quick_gelu"}
+CLIP = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "hidden_act": "quick_gelu"}
 _OPENCLIP = {"hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": PENULTIMATE, "hidden_act": "gelu"}
 _BIG_OPENCLIP = {"hidden_size": 128, "intermediate_size": 144, "num_hidden_layers": 3, "hidden_act": "gelu"}
 
@@ -98,24 +98,29 @@ class Family:
     markers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def _inpainting(unet: Mapping[str, Any]) -> dict[str, Any]:
-    return {**unet, "in_channels": 9}
-
-
 FAMILIES = {
     "sd1": Family(
         pipeline="StableDiffusionPipeline",
         unet=_SD_UNET,
-        text_encoder=_CLIP,
+        text_encoder=CLIP,
         scheduler="PNDMScheduler",
         scheduler_config={**checkpoints.SCHEDULER, "prediction_type": "epsilon"},
     ),
     "sd1 inpainting": Family(
         pipeline="StableDiffusionInpaintPipeline",
-        unet=_inpainting(_SD_UNET),
-        text_encoder=_CLIP,
+        unet=_SD_UNET | {"in_channels": 9},
+        text_encoder=CLIP,
         scheduler="DDIMScheduler",
         scheduler_config=_SCHEDULER,
+    ),
+    "sd1 instruct-pix2pix": Family(
+        pipeline="StableDiffusionInstructPix2PixPipeline",
+        unet=_SD_UNET | {"in_channels": 8},
+        text_encoder=CLIP,
+        scheduler="EulerAncestralDiscreteScheduler",
+        scheduler_config={
+            name: _SCHEDULER[name] for name in _SCHEDULER if name not in ("clip_sample", "set_alpha_to_one")
+        },
     ),
     "sd2": Family(
         pipeline="StableDiffusionPipeline",
@@ -135,7 +140,7 @@ FAMILIES = {
     ),
     "sd2 inpainting": Family(
         pipeline="StableDiffusionInpaintPipeline",
-        unet=_inpainting(_SD2_UNET),
+        unet=_SD2_UNET | {"in_channels": 9},
         text_encoder=_OPENCLIP,
         scheduler="PNDMScheduler",
         scheduler_config=checkpoints.SCHEDULER,
@@ -151,7 +156,7 @@ FAMILIES = {
         pipeline="StableDiffusionXLPipeline",
         unet=_SDXL_UNET,
         vae=_SDXL_VAE,
-        text_encoder=_CLIP,
+        text_encoder=CLIP,
         text_encoder_2=_BIG_OPENCLIP,
         scheduler="EulerDiscreteScheduler",
         scheduler_config=_EULER,
@@ -160,7 +165,7 @@ FAMILIES = {
         pipeline="StableDiffusionXLPipeline",
         unet=_SDXL_UNET,
         vae=_SDXL_VAE,
-        text_encoder=_CLIP,
+        text_encoder=CLIP,
         text_encoder_2=_BIG_OPENCLIP,
         scheduler="EulerDiscreteScheduler",
         scheduler_config=_EULER | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
@@ -168,9 +173,9 @@ FAMILIES = {
     ),
     "sdxl inpainting": Family(
         pipeline="StableDiffusionXLInpaintPipeline",
-        unet=_inpainting(_SDXL_UNET),
+        unet=_SDXL_UNET | {"in_channels": 9},
         vae=_SDXL_VAE,
-        text_encoder=_CLIP,
+        text_encoder=CLIP,
         text_encoder_2=_BIG_OPENCLIP,
         scheduler="EulerDiscreteScheduler",
         scheduler_config=_EULER,
@@ -213,7 +218,7 @@ def _text_config(values: Mapping[str, Any]) -> Any:
         projection_dim=values["hidden_size"],
         bos_token_id=VOCABULARY - 2,
         eos_token_id=VOCABULARY - 1,
-        pad_token_id=VOCABULARY - 1 if values is _CLIP else 0,
+        pad_token_id=VOCABULARY - 1 if values is CLIP else 0,
     )
 
 
@@ -302,18 +307,18 @@ def pipeline(family: Family, made: Mapping[str, Any]) -> Any:
 
     from safelight.export.single_file.tokenizer import write_tokenizer
 
-    with tempfile.TemporaryDirectory() as temporary:
-        write_tokenizer(
-            Path(temporary) / "tokenizer", pad_token="<|endoftext|>" if family.text_encoder is _CLIP else "!"
-        )
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(Path(temporary) / "tokenizer")
     parts = {
         **made,
-        "tokenizer": tokenizer,
         "scheduler": getattr(diffusers, family.scheduler)(**family.scheduler_config),
         "feature_extractor": transformers.DPTImageProcessor(size=64) if "depth_estimator" in made else None,
     }
-    if "depth_estimator" not in made:
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in [name for name in made if "text" in name]:
+            folder = Path(temporary) / name
+            clip = family.text_encoder is CLIP and name == "text_encoder"
+            write_tokenizer(folder, pad_token="<|endoftext|>" if clip else "!")
+            parts[name.replace("text_encoder", "tokenizer")] = transformers.CLIPTokenizer.from_pretrained(folder)
+    if family.text_encoder_2 is None and "depth_estimator" not in made:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     return getattr(diffusers, family.pipeline)(**parts)
 

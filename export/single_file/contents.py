@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..families import SUPPORTED, file_family
+from ..families import IN_FILES, file_family
 from .autoencoder import autoencoder
 from .depth_estimator import depth_estimator, image_processor
 from .layout import Network, Shapes
@@ -19,7 +19,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 _DIFFUSERS_VERSION = "0.42.1"
 _NAMED_IN_ERRORS = 5
 _END_OF_TEXT, _EXCLAMATION_MARK = "<|endoftext|>", "!"
-_LATENTS, _WITH_DEPTH, _WITH_MASK = 4, 5, 9  # input channels of the UNet
+_LATENTS, _WITH_DEPTH, _WITH_PICTURE, _WITH_MASK = 4, 5, 8, 9  # input channels of the UNet
 
 _SCHEDULER: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
@@ -167,6 +167,7 @@ _FAMILIES: Mapping[str, _Family] = {
         pad_tokens={"tokenizer": _END_OF_TEXT},
         pipelines={
             _LATENTS: ("StableDiffusionPipeline", "PNDMScheduler"),
+            _WITH_PICTURE: ("StableDiffusionInstructPix2PixPipeline", "EulerAncestralDiscreteScheduler"),
             _WITH_MASK: ("StableDiffusionInpaintPipeline", "DDIMScheduler"),
         },
         settings=_UNCHECKED,
@@ -193,7 +194,7 @@ def contents(shapes: Shapes, *, prediction_type: str | None = None, global_step:
     first = shapes.get(f"{UNET}input_blocks.0.0.weight")
     in_channels = first[1] if first else None
     if other := file_family(shapes.keys(), in_channels=in_channels):
-        raise ValueError(f"holds {other}; a single file can hold {SUPPORTED}")
+        raise ValueError(f"holds {other}; a single file can hold {IN_FILES}")
     family = _family(shapes)
     if in_channels is None or in_channels not in family.pipelines:
         known = ", ".join(map(str, family.pipelines))
@@ -232,11 +233,11 @@ def contents(shapes: Shapes, *, prediction_type: str | None = None, global_step:
 
 def _family(shapes: Shapes) -> _Family:
     if not any(name.startswith(UNET) for name in shapes):
-        raise ValueError(f"holds no UNet of a known layout; a single file can hold {SUPPORTED}")
+        raise ValueError(f"holds no UNet of a known layout; a single file can hold {IN_FILES}")
     for prefix, family in _FAMILIES.items():
         if any(name.startswith(prefix) for name in shapes):
             return family
-    raise ValueError(f"holds a UNet without a text encoder; a single file must hold the whole of {SUPPORTED}")
+    raise ValueError(f"holds a UNet without a text encoder; a single file must hold the whole of {IN_FILES}")
 
 
 def _predicts_velocity(

@@ -44,8 +44,7 @@ def _merges() -> list[tuple[str, str]]:
 
 def _vocabulary(merges: list[tuple[str, str]], special_tokens: dict[str, str]) -> dict[str, int]:
     """Ids in the order of the training: bytes, bytes at the end of a word, merges, begin and end."""
-    others = [byte for byte in range(256) if byte not in _PRINTABLE]
-    letters = [*map(chr, _PRINTABLE), *(chr(256 + number) for number in range(len(others)))]
+    letters = [*map(chr, _PRINTABLE), *(chr(256 + number) for number in range(256 - len(_PRINTABLE)))]
     tokens = [*letters, *(letter + _WORD_END for letter in letters), *(first + second for first, second in merges)]
     tokens += [special_tokens["bos_token"], special_tokens["eos_token"]]
     return {token: number for number, token in enumerate(tokens)}

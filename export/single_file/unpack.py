@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import torch
 from torch import Tensor
 
 from safelight.reference.checkpoint import open_safetensors, refuse_quantized
@@ -14,8 +14,9 @@ from safelight.runtime.model_folder import MODEL_INDEX
 
 from ..pickled import SUFFIXES as PICKLES
 from ..pickled import read_pickle, tensors_of
+from ..weights import write_safetensors
 from .contents import PREDICTION_TYPES, Contents, contents
-from .layout import Shapes
+from .layout import Network, Shapes
 from .tokenizer import write_tokenizer
 
 _SAFETENSORS = ".safetensors"
@@ -24,12 +25,13 @@ _QUANTIZED = ".gguf"
 
 @dataclass(frozen=True)
 class OriginalFile:
-    """A single file that was opened."""
+    """A single file that was opened: what is told of its tensors, and a way to read some of them."""
 
     path: Path
     shapes: Shapes
-    read: Callable[[Collection[str]], dict[str, Tensor]]  # tensors by name, memory-mapped where the format allows it
-    global_step: int | None = None
+    dtypes: Mapping[str, torch.dtype]
+    read: Callable[[Collection[str]], dict[str, Tensor]]
+    global_step: int | None = None  # of the training, in files in PyTorch's own format
 
 
 def open_file(path: Path, *, allow_pickle: bool = False) -> OriginalFile:
@@ -40,8 +42,8 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> OriginalFile:
     """
     if path.suffix == _SAFETENSORS:
         with open_safetensors(path) as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        return OriginalFile(path, shapes, lambda names: _read_safetensors(path, names))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # mapped, not read
+        return OriginalFile(path, *_described(tensors), lambda names: _read_safetensors(path, names))
     if path.suffix in PICKLES:
         if not allow_pickle:
             raise ValueError(
@@ -49,8 +51,8 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> OriginalFile:
                 "tensors and nothing else"
             )
         tensors, step = tensors_of(read_pickle(path))
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return OriginalFile(path, shapes, lambda names: {name: tensors[name] for name in names}, step)
+        # copies: tensors of a pickle may share memory
+        return OriginalFile(path, *_described(tensors), lambda names: {n: tensors[n].clone() for n in names}, step)
     if path.suffix == _QUANTIZED:
         raise ValueError(f"{path}: quantized weights are not supported")
     raise ValueError(
@@ -76,9 +78,9 @@ def identify(file: OriginalFile, *, prediction_type: str | None = None) -> Conte
         found = contents(file.shapes, prediction_type=prediction_type, global_step=file.global_step)
     except ValueError as error:
         raise ValueError(f"{file.path} {error}") from error
-    keys = {piece.key for network in found.networks for piece in network.pieces.values()}
-    for name, tensor in file.read(sorted(keys)).items():
-        refuse_quantized(file.path, name, tensor.dtype)
+    for network in found.networks:
+        for piece in network.pieces.values():
+            refuse_quantized(file.path, piece.key, file.dtypes[piece.key])
     return found
 
 
@@ -99,19 +101,27 @@ def unpack(
     folder.mkdir(parents=True, exist_ok=True)
     for network in found.networks:
         progress(f"{network.name}: unpacking")
-        target = folder / network.name
-        target.mkdir()
-        _write_json(target / "config.json", network.config)
-        stem = "diffusion_pytorch_model" if "_class_name" in network.config else "model"
-        tensors = file.read({piece.key for piece in network.pieces.values()})
-        pieces = {name: piece.take(tensors) for name, piece in network.pieces.items()}
-        safetensors.torch.save_file(pieces, target / f"{stem}{_SAFETENSORS}", metadata={"format": "pt"})
+        _write_network(file, network, folder / network.name)
     for name, pad_token in found.pad_tokens.items():
         write_tokenizer(folder / name, pad_token=pad_token)
     _write_json(folder / "scheduler" / "scheduler_config.json", found.scheduler)
     if found.image_processor:
         _write_json(folder / "feature_extractor" / "preprocessor_config.json", found.image_processor)
     _write_json(folder / MODEL_INDEX, found.index)
+
+
+def _write_network(file: OriginalFile, network: Network, folder: Path) -> None:
+    folder.mkdir()
+    _write_json(folder / "config.json", network.config)
+    stem = "diffusion_pytorch_model" if "_class_name" in network.config else "model"
+    tensors = file.read({piece.key for piece in network.pieces.values()})
+    pieces = {name: piece.take(tensors) for name, piece in network.pieces.items()}
+    write_safetensors(folder / f"{stem}{_SAFETENSORS}", pieces)
+
+
+def _described(tensors: Mapping[str, Tensor]) -> tuple[Shapes, Mapping[str, torch.dtype]]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return shapes, {name: tensor.dtype for name, tensor in tensors.items()}
 
 
 def _read_safetensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:

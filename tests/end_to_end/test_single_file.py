@@ -16,11 +16,11 @@ PROMPT = "a photo of a cat!"
 OPTIONS = {"prompt": PROMPT, "num_inference_steps": 6}
 
 
-@pytest.mark.parametrize("name", ["sd1", "sd2"])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl velocity"])
 def test_text_to_image_equals_diffusers(name: str) -> None:
     folder, file = single_files.make_pair(name)
     export = checkpoints.export_checkpoint(file)
-    pair = pairs.open_pair("StableDiffusionPipeline", export, folder)
+    pair = pairs.open_pair(single_files.FAMILIES[name].pipeline, export, folder)
     pairs.assert_same(pair, negative_prompt="dog", height=64, width=96, **OPTIONS)
     manifest = read_manifest(export)
     assert manifest is not None

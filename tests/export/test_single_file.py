@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +104,7 @@ def test_diffusers_and_transformers_load_it_whole_with_the_same_configuration(un
         assert {key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)} == set()
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own, with NumPy 2
 def test_pipeline_is_the_one_that_diffusers_would_choose(unpacked: Unpacked) -> None:
     family = unpacked.family
     index = json.loads((unpacked.folder / "model_index.json").read_text())
@@ -112,6 +117,10 @@ def test_pipeline_is_the_one_that_diffusers_would_choose(unpacked: Unpacked) -> 
     assert differing <= {"_use_default_values", "skip_prk_steps", "_diffusers_version"}
     tokenizers = {name for name in index if name.startswith("tokenizer") and index[name][1]}
     assert tokenizers == {name.replace("text_encoder", "tokenizer") for name in unpacked.networks if "text" in name}
+    assert {name: getattr(pipeline, name).pad_token for name in tokenizers} == {
+        name: "<|endoftext|>" if family.text_encoder is single_files.CLIP and name == "tokenizer" else "!"
+        for name in tokenizers
+    }
     assert pipeline.vae_scale_factor == 8
     if family.pipeline == "StableDiffusionXLImg2ImgPipeline":
         assert pipeline.config.requires_aesthetics_score
@@ -212,9 +221,9 @@ def part(name: str, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Tens
     unets = {"1": _UNET_1, "2": _UNET_2, "xl": _UNET_XL, "xl refiner": _UNET_REFINER}
     with torch.device("meta"):
         if name.startswith("unet"):
-            kind = name.removeprefix("unet ").removesuffix(" inpainting")
-            channels = {"in_channels": 9} if name.endswith("inpainting") else {}
-            unet = diffusers.UNet2DConditionModel(**unets[kind], **channels)
+            kind, task = re.fullmatch(r"unet (.*?)( inpainting| instruct-pix2pix|)", name).groups()
+            channels = {" inpainting": 9, " instruct-pix2pix": 8}.get(task, 4)
+            unet = diffusers.UNet2DConditionModel(**unets[kind], in_channels=channels)
             return original_layout.unet(unet.state_dict(), unet.config), unet.state_dict()
         if name == "vae":
             vae = diffusers.AutoencoderKL(**_VAE)
@@ -249,6 +258,10 @@ _FILES = {
     "inpainting": (
         ["unet 1 inpainting", "vae", "clip-l cond_stage_model.transformer."],
         "StableDiffusionInpaintPipeline",
+    ),
+    "instruct-pix2pix": (
+        ["unet 1 instruct-pix2pix", "vae", "clip-l cond_stage_model.transformer."],
+        "StableDiffusionInstructPix2PixPipeline",
     ),
     "v2": (["unet 2", "vae", "vit-h cond_stage_model.model."], "StableDiffusionPipeline"),
     "inpainting_v2": (["unet 2 inpainting", "vae", "vit-h cond_stage_model.model."], "StableDiffusionInpaintPipeline"),
@@ -428,6 +441,24 @@ def test_quantized_tensors_are_refused_by_name(refuses: Breaks, key: str) -> Non
     assert refuses(quantize) == f": {key} is torch.float8_e4m3fn; quantized weights are not supported"
 
 
+def test_a_full_disk_leaves_nothing_behind(unpacked_family: Callable[[str], Unpacked], tmp_path: Path) -> None:
+    """No file may grow past 100 kB."""
+    program = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from safelight.runtime import cli
+sys.exit(cli.main(["export", {str(unpacked_family("sd1").file)!r}, {str(tmp_path / "out")!r}]))
+"""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 1
+    assert "model.safetensors cannot be written: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_integers_are_refused_by_name(refuses: Breaks) -> None:
     def quantize(original: dict[str, Tensor]) -> None:
         original["model.diffusion_model.out.2.weight"] = original["model.diffusion_model.out.2.weight"].to(torch.int8)
@@ -456,13 +487,14 @@ def drop(prefix: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         (lambda _: {"down_blocks.0.resnets.0.conv1.weight": torch.zeros(4)}, "a network in diffusers' names"),
         (lambda _: {"anything": torch.zeros(4)}, "no UNet of a known layout"),
         (lambda original: original | {"control_model.time_embed.0.weight": torch.zeros(4)}, "a ControlNet"),
+        (lambda original: original | {"scaled_fp8": torch.zeros(2)}, "quantized weights"),
         (lambda original: original | {"edm_mean": torch.zeros(4), "edm_std": torch.zeros(4)}, "Playground v2.5"),
     ],
 )
 def test_other_contents_are_named(refuses: Breaks, change: Any, held: str) -> None:
     sentence = refuses(change)
     assert sentence.startswith(f" holds {held}")
-    assert "Stable Diffusion 1.x and 2.x" in sentence
+    assert "Stable Diffusion 1.x (inpainting, InstructPix2Pix)" in sentence
 
 
 @pytest.mark.parametrize(
@@ -493,13 +525,12 @@ def test_other_families_are_named(key: str, family: str) -> None:
         contents({key: (4, 4)})
 
 
-@pytest.mark.parametrize(("channels", "family"), [(7, "the Stable Diffusion upscaler"), (8, "InstructPix2Pix")])
-def test_other_unets_are_named(refuses: Breaks, channels: int, family: str) -> None:
+def test_other_unets_are_named(refuses: Breaks) -> None:
     first = "model.diffusion_model.input_blocks.0.0.weight"
-    sentence = refuses(lambda original: original | {first: torch.zeros(32, channels, 3, 3)})
-    assert sentence.startswith(f" holds {family}; a single file can hold ")
+    sentence = refuses(lambda original: original | {first: torch.zeros(32, 7, 3, 3)})
+    assert sentence.startswith(" holds the Stable Diffusion upscaler; a single file can hold ")
     sentence = refuses(lambda original: original | {first: torch.zeros(32, 6, 3, 3)})
-    assert sentence == " has a UNet with 6 input channels; Stable Diffusion 1.x is known with 4, 9"
+    assert sentence == " has a UNet with 6 input channels; Stable Diffusion 1.x is known with 4, 8, 9"
 
 
 def test_a_file_without_autoencoder_says_so(refuses: Breaks) -> None:
