@@ -64,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def option(flag: str, kind: type, text: str) -> None:
         name = flag.removeprefix("--").replace("-", "_")
         defaults = {call[name].default for call in calls if name in call}
-        default = defaults.pop() if len(defaults) == 1 else "the pipeline's own"
-        note = "" if default is None else f" (default: {default})"
+        shown = " or ".join(map(str, sorted(defaults - {None}))) + ", as the pipeline has it" * (len(defaults) > 1)
+        note = "" if defaults == {None} else f" (default: {shown})"
         parser.add_argument(flag, type=kind, help=text + note)
 
     parser.add_argument("prompt", nargs="*", help="one or several; together they are one batch")

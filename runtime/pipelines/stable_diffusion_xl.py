@@ -1,6 +1,7 @@
 """Stable Diffusion XL and its refiner (Podell et al. 2023, arXiv:2307.01952)."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ..backends import Array
@@ -24,6 +25,7 @@ class TextGuidedXLPipeline(TextGuidedPipeline, abstract=True):
     component_names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
     optional_components = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     text_components = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
+    embedding_parts = MappingProxyType({"text_encoder": "clip_l", "text_encoder_2": "clip_g"})
     penultimate = True
     callback_tensors = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
 

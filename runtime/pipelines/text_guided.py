@@ -1,8 +1,9 @@
 """What the text-guided tasks share: prompts, guidance, the loop and the pictures at its end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..long_prompts import chunk_count, encode_long_prompts
 from ..networks import Autoencoder, CLIPTextModel, UNet2DConditionModel
 from ..random import Generator
 from ..schedulers import Scheduler
-from ..textual_inversion import load_textual_inversion
+from ..textual_inversion import fitting_textual_inversion, load_textual_inversion
 from ..tokenizer import CLIPTokenizer
 from .base import DiffusionPipeline
 from .call import Call, OutputType
@@ -89,6 +90,8 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
     component_names: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     #: tokenizers and their text encoders, by name
     text_components: ClassVar[tuple[tuple[str, str], ...]] = (("tokenizer", "text_encoder"),)
+    #: text encoder -> the tensor of an embedding file that is for it; None for the only one
+    embedding_parts: ClassVar[Mapping[str, str | None]] = MappingProxyType({"text_encoder": None})
     #: whether the UNet attends to the last layer but one of its text encoders, without the final norm
     penultimate: ClassVar[bool] = False
     #: what a callback may ask for
@@ -118,21 +121,29 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
         Pipelines that share this one's networks know it too.
 
         Args:
-            pretrained_model_name_or_path: a safetensors file, of diffusers' layout or of AUTOMATIC1111's.
+            pretrained_model_name_or_path: a safetensors file, of diffusers' layout or of AUTOMATIC1111's; for SDXL one
+                with `clip_l` and `clip_g`.
             token: the word; the file's own when None.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file holds no embedding, one of another width, or is a pickle; the word is taken.
         """
-        load_textual_inversion(
-            pretrained_model_name_or_path,
-            token=token,
-            folder=self.folder,
-            engine=self.engine,
-            tokenizer=self.tokenizer,
-            text_encoder=self.text_encoder,
-        )
+        path = pretrained_model_name_or_path
+        parts = {name: part for name, part in self.embedding_parts.items() if getattr(self, name) is not None}
+        for name, part in parts.items():  # all of them, before one is taught
+            fitting_textual_inversion(path, folder=self.folder, token=token, component=name, part=part)
+        for tokenizer, name in ((tokenizer, name) for tokenizer, name in self.text_components if name in parts):
+            load_textual_inversion(
+                path,
+                token=token,
+                folder=self.folder,
+                engine=self.engine,
+                tokenizer=getattr(self, tokenizer),
+                text_encoder=getattr(self, name),
+                component=name,
+                part=parts[name],
+            )
 
     @property
     def guidance_scale(self) -> float:

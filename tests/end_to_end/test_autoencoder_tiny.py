@@ -1,5 +1,6 @@
 """A tiny autoencoder in place of a pipeline's own, and alone, against diffusers."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pairs import PROMPT, Pair, assert_same, assert_same_pictures, open_pair, photograph, relative, use_scheduler
+from PIL import Image
 
 from safelight.runtime import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, StableDiffusionPipeline
 
@@ -53,9 +55,9 @@ def test_image_to_image_equals_diffusers(tiny: Tiny, autoencoders: tuple[Autoenc
 
 def test_inpainting_equals_diffusers(tiny: Tiny, autoencoders: tuple[AutoencoderTiny, Any]) -> None:
     pair = with_tiny(open_pair("StableDiffusionInpaintPipeline", *tiny("SD2")), autoencoders)
-    painted = np.zeros(SIZE[::-1], np.float32)
-    painted[20:60, 30:90] = 1
-    mask = checkpoints.gray_picture(painted)
+    painted = np.zeros(SIZE[::-1], np.uint8)
+    painted[20:60, 30:90] = 255
+    mask = Image.fromarray(painted)
     options: dict[str, Any] = {"image": photograph("chelsea", SIZE), "mask_image": mask, "height": 72, "width": 104}
     assert_same(pair, prompt=PROMPT, num_inference_steps=4, **options)
 
@@ -90,7 +92,7 @@ def test_it_can_be_given_to_from_pretrained(tiny: Tiny) -> None:
     vae = AutoencoderTiny.from_pretrained(checkpoints.export_checkpoint(checkpoints.make_tiny_autoencoder()))
     with DiffusionPipeline.from_pretrained(tiny("SD2")[0], vae=vae) as pipeline:
         assert type(pipeline.vae) is AutoencoderTiny  # type: ignore[attr-defined]
-    with AutoencoderKL.from_pretrained(tiny("SD2")[0]) as own:
+    with contextlib.closing(AutoencoderKL.from_pretrained(tiny("SD2")[0])) as own:
         assert own.latent_channels == 4
 
 

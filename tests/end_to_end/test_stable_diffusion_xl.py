@@ -20,6 +20,7 @@ from pairs import (
     use_scheduler,
 )
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from safelight.runtime import (
     AutoPipelineForImage2Image,
@@ -360,3 +361,44 @@ def test_the_folder_names_the_class_and_tasks_share_networks(tiny: Tiny) -> None
         assert type(from_image) is StableDiffusionXLImg2ImgPipeline
         assert type(inpainting) is StableDiffusionXLInpaintPipeline
         assert inpainting.components == pipeline.components
+
+
+# textual inversion
+
+
+@pytest.fixture
+def embedding(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    parts = {"clip_l": rng.standard_normal((2, 24)), "clip_g": rng.standard_normal((2, 20))}
+    save_file({name: vectors.astype(np.float32) for name, vectors in parts.items()}, tmp_path / "toy.safetensors")
+    return tmp_path / "toy.safetensors"
+
+
+def test_textual_inversion_teaches_both_text_encoders(tiny: Tiny, embedding: Path) -> None:
+    ours, theirs = open_pair("StableDiffusionXLPipeline", *tiny("SDXL"))
+    ours.load_textual_inversion(embedding, token="<toy>")
+    state = load_file(embedding)
+    for name, suffix in (("clip_l", ""), ("clip_g", "_2")):
+        parts = {key: getattr(theirs, f"{key}{suffix}") for key in ("tokenizer", "text_encoder")}
+        theirs.load_textual_inversion(torch.from_numpy(state[name]), token="<toy>", **parts)
+    assert_same((ours, theirs), prompt="a <toy> on a beach", num_inference_steps=3)
+    without = ours("a toy on a beach", num_inference_steps=1, seed=0, output_type="latent").images
+    taught = ours("a <toy> on a beach", num_inference_steps=1, seed=0, output_type="latent").images
+    assert relative(taught, without) > 10 * LATENTS_TOLERANCE
+
+
+def test_embeddings_for_one_text_encoder_are_refused(tiny: Tiny, embedding: Path, linear_export: Path) -> None:
+    save_file({"<toy>": np.zeros((1, 24), np.float32)}, embedding.with_stem("one"))
+    wide = {"clip_l": np.zeros((1, 24), np.float32), "clip_g": np.zeros((1, 21), np.float32)}
+    save_file(wide, embedding.with_stem("wide"))
+    with DiffusionPipeline.from_pretrained(tiny("SDXL")[0]) as pipeline:
+        with pytest.raises(ValueError, match=r"must hold clip_g and clip_l, the embeddings of one token for the two"):
+            pipeline.load_textual_inversion(embedding.with_stem("one"))
+        with pytest.raises(ValueError, match=r"embeddings have a width of 20, those of 'wide' have 21"):
+            pipeline.load_textual_inversion(embedding.with_stem("wide"))
+        assert pipeline.tokenizer.token_ids("wide") == pipeline.tokenizer_2.token_ids("wide")  # neither has learned it
+    with (
+        DiffusionPipeline.from_pretrained(linear_export) as pipeline,
+        pytest.raises(ValueError, match=r"for the two text encoders of SDXL, and this model has one$"),
+    ):
+        pipeline.load_textual_inversion(embedding)

@@ -153,7 +153,7 @@ COUNTED = [
             "cross_attention_dim": 1280,
             "projection_class_embeddings_input_dim": 2560,
         },
-        2_258_404_996,
+        2_259_526_660,
     ),
 ]
 #: the size of each network's inputs when it is compared with the oracle
