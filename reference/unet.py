@@ -94,7 +94,7 @@ class UNet2DConditionConfig(NetworkConfig):
     transformer_layers_per_block: int | tuple[int, ...] = 1
     attention_head_dim: int | tuple[int, ...] = 8
     use_linear_projection: bool = False
-    upcast_attention: bool = False
+    upcast_attention: bool | None = False  # None as False, as SDXL's published configuration has it
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
@@ -275,7 +275,7 @@ def _transformer(config: UNet2DConditionConfig, *, level: int) -> TransformerSha
         context_channels=config.cross_attention_dim,
         groups=config.norm_num_groups,
         use_linear_projection=config.use_linear_projection,
-        upcast=config.upcast_attention,
+        upcast=bool(config.upcast_attention),
     )
 
 
