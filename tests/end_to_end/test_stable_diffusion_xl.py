@@ -216,6 +216,13 @@ def test_going_on_from_latents_equals_diffusers(from_image: Pair, scheduler: str
     )
 
 
+@pytest.mark.parametrize("steps", [2, 4])
+def test_turbo_starts_from_images_too(from_image: Pair, steps: int) -> None:
+    use_scheduler(from_image, "EulerAncestralDiscreteScheduler", timestep_spacing="trailing")
+    options: dict[str, Any] = {"image": photograph("chelsea", SIZE), "strength": 0.5, "guidance_scale": 0.0}
+    assert_same(from_image, prompt=PROMPT, num_inference_steps=steps, **options)
+
+
 def test_several_images_equal_diffusers(from_image: Pair) -> None:
     use_scheduler(from_image, "DDIMScheduler")
     images = [photograph("chelsea", SIZE), photograph("coffee", SIZE)]
