@@ -184,7 +184,7 @@ def test_long_prompts_are_equally_long_for_both_encoders(base: Pair) -> None:
 
 
 def prompts(prompt: str, **options: Any) -> Any:
-    from safelight.runtime.pipelines.text_guided import Prompts
+    from safelight.runtime.pipelines.prompts import Prompts
 
     return Prompts(prompt=prompt, **options)
 
