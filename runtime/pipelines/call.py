@@ -3,8 +3,8 @@
 import inspect
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -35,9 +35,14 @@ class Call:
     seed: int | Sequence[int] | None = None
     output_type: OutputType
     return_dict: bool
-    callback: StepCallback | None = None
-    callback_tensors: Sequence[str] = ("latents",)
+    callback_on_step_end: StepCallback | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], **more: Any) -> Self:
+        """The call with those of a pipeline's arguments, by name, that are fields here, and with more."""
+        return cls(**own_fields(cls, arguments), **more)
 
     def __post_init__(self) -> None:
         """Refuses what no pipeline can give.
@@ -92,6 +97,11 @@ class Call:
     def noise_sources(self, batch: int) -> Generator | list[Generator]:
         """Where the noise of so many images comes from: see `noise_sources`."""
         return noise_sources(self.generator, self.seed, batch)
+
+
+def own_fields(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a call's arguments that a dataclass has fields for: what is passed on is never forgotten."""
+    return {field.name: arguments[field.name] for field in fields(kind) if field.name in arguments}
 
 
 def timestep_at(scheduler: Scheduler, part: float) -> int:

@@ -15,7 +15,8 @@ from ..random import Generator
 from .arguments import documented
 from .call import Call, OutputType, StepCallback
 from .image_to_image import repeated, start_from_image
-from .text_guided import Prompt, Prompts, TextGuidedPipeline
+from .prompts import Prompt, Prompts
+from .text_guided import TextGuidedPipeline
 
 
 class StableDiffusionDepth2ImgPipeline(TextGuidedPipeline):
@@ -50,27 +51,11 @@ class StableDiffusionDepth2ImgPipeline(TextGuidedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
         """Makes pictures from prompts, pictures and their depth; the images are no latents here."""
-        call = Call(
-            num_inference_steps=num_inference_steps,
-            eta=eta,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-        )
-        self._check_callback(call.callback_tensors)
+        arguments = locals()
+        call = Call.of(arguments)
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
         self.check_channels("depth to image", self.vae.latent_channels + 1)
-        prompts = Prompts(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            clip_skip=clip_skip,
-        )
-        predict = self._guidance(prompts, guidance_scale)
+        predict = self._guidance(Prompts.of(arguments), guidance_scale)
         call.stopwatch.stage("text")
         start = start_from_image(self, call, predict.batch, image, strength)
         call.stopwatch.stage("image")

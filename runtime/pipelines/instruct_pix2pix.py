@@ -13,8 +13,8 @@ from .arguments import documented
 from .call import Call, OutputType, StepCallback
 from .guided_unet import GuidedUNet
 from .image_to_image import repeated
+from .prompts import Prompt, Prompts
 from .safety_checked import SafetyCheckedPipeline
-from .text_guided import Prompt, Prompts
 from .text_to_image import start_from_noise
 
 
@@ -67,27 +67,12 @@ class StableDiffusionInstructPix2PixPipeline(SafetyCheckedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
         """Makes pictures from pictures and what is to change in them."""
-        call = Call(
-            num_inference_steps=num_inference_steps,
-            eta=eta,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-        )
-        self._check_callback(call.callback_tensors)
+        arguments = locals()
+        call = Call.of(arguments)
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
         if image is None:
             raise ValueError("give an image")
-        prompts = Prompts(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-        )
-        predict = self._image_guidance(prompts, guidance_scale, image_guidance_scale)
+        predict = self._image_guidance(Prompts.of(arguments), guidance_scale, image_guidance_scale)
         call.stopwatch.stage("text")
         pixels = preprocess_image(image, factor=self.vae.factor, latent_channels=self.vae.latent_channels)
         seen = pixels if pixels.shape[1] == self.vae.latent_channels else self.vae.encode(pixels).mode()

@@ -13,8 +13,8 @@ from .arguments import documented
 from .call import Call, OutputType, StepCallback
 from .guided_unet import GuidedUNet
 from .image_to_image import start_from_image
+from .prompts import Prompt, Prompts
 from .safety_checked import SafetyCheckedPipeline
-from .text_guided import Prompt, Prompts
 from .text_to_image import start_from_noise
 
 
@@ -61,26 +61,11 @@ class LatentConsistencyModelPipeline(LatentConsistencyPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
         """Makes pictures from prompts."""
-        call = Call(
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-            timestep_options={"original_inference_steps": original_inference_steps},
-        )
-        self._check_callback(call.callback_tensors)
+        arguments = locals()
+        call = Call.of(arguments, timestep_options={"original_inference_steps": original_inference_steps})
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
         height, width = self._size(height, width, latents)
-        prompts = Prompts(
-            prompt=prompt,
-            prompt_embeds=prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            clip_skip=clip_skip,
-        )
-        predict = self._told(prompts, guidance_scale)
+        predict = self._told(Prompts.of(arguments), guidance_scale)
         call.stopwatch.stage("text")
         return self._made(predict, start_from_noise(self, call, predict.batch, height, width, latents), call)
 
@@ -113,25 +98,12 @@ class LatentConsistencyModelImg2ImgPipeline(LatentConsistencyPipeline):
         """Makes pictures from prompts and pictures; strength shortens the way and leaves all the steps."""
         if not 0 < strength <= 1:
             raise ValueError(f"strength must lie between 0 and 1, got {strength}")
-        call = Call(
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-            timestep_options={"original_inference_steps": original_inference_steps, "strength": strength},
+        arguments = locals()
+        call = Call.of(
+            arguments, timestep_options={"original_inference_steps": original_inference_steps, "strength": strength}
         )
-        self._check_callback(call.callback_tensors)
-        prompts = Prompts(
-            prompt=prompt,
-            prompt_embeds=prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            clip_skip=clip_skip,
-        )
-        predict = self._told(prompts, guidance_scale)
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
+        predict = self._told(Prompts.of(arguments), guidance_scale)
         call.stopwatch.stage("text")
         start = start_from_image(self, call, predict.batch, image, 1.0, latents)
         call.stopwatch.stage("image")

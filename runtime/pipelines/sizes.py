@@ -1,10 +1,13 @@
 """What SDXL's UNet is told of a picture besides the prompt: section 2.2 of Podell et al. 2023 (arXiv:2307.01952)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
 from ..backends import Array
+from .call import own_fields
 
 Size = tuple[int, int]  # height and width, or top and left, in pixels
 
@@ -26,6 +29,11 @@ class Sizes:
     negative_target_size: Size | None
     aesthetic_score: float = 6.0
     negative_aesthetic_score: float = 2.5
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """Those of a pipeline's arguments, by name, that are fields here."""
+        return cls(**own_fields(cls, arguments))
 
     def time_ids(self, picture: Size, count: int, batch: int, branches: int) -> Array:
         """What the UNet takes: (branches * batch, count), float32, with what to move away from first.

@@ -10,8 +10,8 @@ from .arguments import documented
 from .call import Call, OutputType, StepCallback
 from .image_to_image import start_from_image
 from .inpainting import Inpainting, check_inpainting, start_from_mask
+from .prompts import Prompt, Prompts
 from .safety_checked import SafetyCheckedPipeline
-from .text_guided import Prompt, Prompts
 from .text_to_image import start_from_noise
 
 
@@ -45,29 +45,11 @@ class StableDiffusionPipeline(SafetyCheckedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
         """Makes pictures from prompts."""
-        call = Call(
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            eta=eta,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-        )
-        self._check_callback(call.callback_tensors)
+        arguments = locals()
+        call = Call.of(arguments)
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
         height, width = self._size(height, width, latents)
-        prompts = Prompts(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            clip_skip=clip_skip,
-        )
-        predict = self._guidance(prompts, guidance_scale, guidance_rescale)
+        predict = self._guidance(Prompts.of(arguments), guidance_scale, guidance_rescale)
         call.stopwatch.stage("text")
         return self._made(predict, start_from_noise(self, call, predict.batch, height, width, latents), call)
 
@@ -100,28 +82,10 @@ class StableDiffusionImg2ImgPipeline(SafetyCheckedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
         """Makes pictures from prompts and pictures."""
-        call = Call(
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            eta=eta,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-        )
-        self._check_callback(call.callback_tensors)
-        prompts = Prompts(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            clip_skip=clip_skip,
-        )
-        predict = self._guidance(prompts, guidance_scale)
+        arguments = locals()
+        call = Call.of(arguments)
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
+        predict = self._guidance(Prompts.of(arguments), guidance_scale)
         call.stopwatch.stage("text")
         start = start_from_image(self, call, predict.batch, image, strength)
         call.stopwatch.stage("image")
@@ -171,30 +135,12 @@ class StableDiffusionInpaintPipeline(SafetyCheckedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
         """Makes a part of pictures anew. Image and mask are resized to `height` and `width`."""
-        call = Call(
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            eta=eta,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-        )
-        self._check_callback(call.callback_tensors)
+        arguments = locals()
+        call = Call.of(arguments)
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
         height, width = self._size(height, width)
         crop = check_inpainting(image, mask_image, (height, width), padding_mask_crop, call)
-        prompts = Prompts(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            clip_skip=clip_skip,
-        )
-        predict = self._guidance(prompts, guidance_scale)
+        predict = self._guidance(Prompts.of(arguments), guidance_scale)
         call.stopwatch.stage("text")
         inpainting = Inpainting(
             image=image,

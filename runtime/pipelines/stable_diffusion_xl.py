@@ -13,9 +13,10 @@ from .guided_unet import GuidedUNet
 from .image_to_image import start_from_image
 from .inpainting import Inpainting, check_inpainting, start_from_mask
 from .outputs import StableDiffusionXLPipelineOutput
+from .prompts import Prompt, Prompts
 from .sizes import Size, Sizes
 from .stable_diffusion import mask_processor
-from .text_guided import Prompt, Prompts, Start, TextGuidedPipeline
+from .text_guided import Start, TextGuidedPipeline
 from .text_to_image import start_from_noise
 
 
@@ -83,50 +84,19 @@ class StableDiffusionXLPipeline(TextGuidedXLPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
         """Makes pictures from prompts."""
-        call = Call(
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            denoising_end=denoising_end,
-            eta=eta,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-        )
-        self._check_callback(call.callback_tensors)
+        arguments = locals()
+        call = Call.of(arguments)
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
         if self.folder.index.get("requires_aesthetics_score"):
             raise ValueError(
                 "this is a refiner, which goes on with what another model has begun: use "
                 "StableDiffusionXLImg2ImgPipeline, with the picture or the other's latents as its image"
             )
         height, width = self._size(height, width, latents)
-        sizes = Sizes(
-            original_size=original_size,
-            crops_coords_top_left=crops_coords_top_left,
-            target_size=target_size,
-            negative_original_size=negative_original_size,
-            negative_crops_coords_top_left=negative_crops_coords_top_left,
-            negative_target_size=negative_target_size,
-        )
-        prompts = Prompts(
-            prompt=prompt,
-            prompt_2=prompt_2,
-            negative_prompt=negative_prompt,
-            negative_prompt_2=negative_prompt_2,
-            prompt_embeds=prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            clip_skip=clip_skip,
-        )
-        predict = self._guidance(prompts, guidance_scale, guidance_rescale)
+        predict = self._guidance(Prompts.of(arguments), guidance_scale, guidance_rescale)
         call.stopwatch.stage("text")
         start = start_from_noise(self, call, predict.batch, height, width, latents)
-        return self._made_with_sizes(predict, start, sizes, call)
+        return self._made_with_sizes(predict, start, Sizes.of(arguments), call)
 
 
 class StableDiffusionXLImg2ImgPipeline(TextGuidedXLPipeline):
@@ -173,48 +143,14 @@ class StableDiffusionXLImg2ImgPipeline(TextGuidedXLPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
         """Makes pictures from prompts and pictures."""
-        call = Call(
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            denoising_start=denoising_start,
-            denoising_end=denoising_end,
-            eta=eta,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-        )
-        self._check_callback(call.callback_tensors)
-        sizes = Sizes(
-            original_size=original_size,
-            crops_coords_top_left=crops_coords_top_left,
-            target_size=target_size,
-            negative_original_size=negative_original_size,
-            negative_crops_coords_top_left=negative_crops_coords_top_left,
-            negative_target_size=negative_target_size,
-            aesthetic_score=aesthetic_score,
-            negative_aesthetic_score=negative_aesthetic_score,
-        )
-        prompts = Prompts(
-            prompt=prompt,
-            prompt_2=prompt_2,
-            negative_prompt=negative_prompt,
-            negative_prompt_2=negative_prompt_2,
-            prompt_embeds=prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            clip_skip=clip_skip,
-        )
-        predict = self._guidance(prompts, guidance_scale, guidance_rescale)
+        arguments = locals()
+        call = Call.of(arguments)
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
+        predict = self._guidance(Prompts.of(arguments), guidance_scale, guidance_rescale)
         call.stopwatch.stage("text")
         start = start_from_image(self, call, predict.batch, image, strength, latents)
         call.stopwatch.stage("image")
-        return self._made_with_sizes(predict, start, sizes, call)
+        return self._made_with_sizes(predict, start, Sizes.of(arguments), call)
 
 
 class StableDiffusionXLInpaintPipeline(TextGuidedXLPipeline):
@@ -269,46 +205,12 @@ class StableDiffusionXLInpaintPipeline(TextGuidedXLPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
         """Makes a part of pictures anew. Image and mask are resized to `height` and `width`."""
-        call = Call(
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            denoising_start=denoising_start,
-            denoising_end=denoising_end,
-            eta=eta,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-        )
-        self._check_callback(call.callback_tensors)
+        arguments = locals()
+        call = Call.of(arguments)
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
         height, width = self._size(height, width)
         crop = check_inpainting(image, mask_image, (height, width), padding_mask_crop, call)
-        sizes = Sizes(
-            original_size=original_size,
-            crops_coords_top_left=crops_coords_top_left,
-            target_size=target_size,
-            negative_original_size=negative_original_size,
-            negative_crops_coords_top_left=negative_crops_coords_top_left,
-            negative_target_size=negative_target_size,
-            aesthetic_score=aesthetic_score,
-            negative_aesthetic_score=negative_aesthetic_score,
-        )
-        prompts = Prompts(
-            prompt=prompt,
-            prompt_2=prompt_2,
-            negative_prompt=negative_prompt,
-            negative_prompt_2=negative_prompt_2,
-            prompt_embeds=prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            clip_skip=clip_skip,
-        )
-        predict = self._guidance(prompts, guidance_scale, guidance_rescale)
+        predict = self._guidance(Prompts.of(arguments), guidance_scale, guidance_rescale)
         call.stopwatch.stage("text")
         inpainting = Inpainting(
             image=image,
@@ -323,4 +225,4 @@ class StableDiffusionXLInpaintPipeline(TextGuidedXLPipeline):
         )
         start = start_from_mask(self, call, predict.batch, inpainting)
         call.stopwatch.stage("image")
-        return self._made_with_sizes(predict, start, sizes, call, finish=inpainting.overlaid)
+        return self._made_with_sizes(predict, start, Sizes.of(arguments), call, finish=inpainting.overlaid)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..backends import Array
-from ..conditioning import PromptEmbeddings, PromptEncoder, check_embeddings, prompt_list
+from ..conditioning import PromptEmbeddings, PromptEncoder, check_embeddings
 from ..denoising import denoise
 from ..guidance import guidance_scale_embedding
 from ..image import to_pil, to_unit_interval
@@ -24,52 +24,8 @@ from .base import DiffusionPipeline
 from .call import Call, OutputType
 from .guided_unet import CONDITIONS, GuidedUNet
 from .outputs import StableDiffusionPipelineOutput
+from .prompts import Prompts
 from .sizes import REFINER_TIME_IDS, TIME_IDS
-
-Prompt = str | Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompts:
-    """What a call says of where to go, and of what to move away from."""
-
-    prompt: Prompt | None = None
-    prompt_2: Prompt | None = None  # for the second text encoder
-    negative_prompt: Prompt | None = None
-    negative_prompt_2: Prompt | None = None
-    prompt_embeds: Array | None = None
-    pooled_prompt_embeds: Array | None = None
-    negative_prompt_embeds: Array | None = None
-    negative_pooled_prompt_embeds: Array | None = None
-    num_images_per_prompt: int = 1
-    clip_skip: int | None = None
-
-    def texts(self, encoders: int) -> list[list[str]]:
-        """The prompts of each text encoder.
-
-        Raises:
-            TypeError: a prompt that is no string.
-            ValueError: there is none, or different numbers for the encoders.
-        """
-        if self.prompt is None:
-            raise ValueError("give either prompt or prompt_embeds, got neither")
-        return _texts(encoders, prompt=self.prompt, prompt_2=self.prompt_2)
-
-    def negative_texts(self, encoders: int) -> list[list[str]]:
-        """The negative prompts of each text encoder; raises as `texts` does."""
-        return _texts(encoders, negative_prompt=self.negative_prompt or "", negative_prompt_2=self.negative_prompt_2)
-
-
-def _texts(encoders: int, **prompts: Prompt | None) -> list[list[str]]:
-    """For each text encoder its own prompts, or the first's."""
-    (first_name, first), (second_name, second) = prompts.items()
-    assert first is not None
-    every = [prompt_list(first_name, first)]
-    if encoders > 1:
-        every.append(prompt_list(second_name, second) if second else every[0])
-        if len(every[1]) != len(every[0]):
-            raise ValueError(f"{second_name} must be as many as {first_name}, got {len(every[1])} and {len(every[0])}")
-    return every
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +292,11 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
                 bar.update()
                 if start.after_step is not None:
                     latents = start.after_step(index, latents)
-                return latents if call.callback is None else self._called_back(call, predict, index, timestep, latents)
+                return (
+                    latents
+                    if call.callback_on_step_end is None
+                    else self._called_back(call, predict, index, timestep, latents)
+                )
 
             return denoise(
                 predict,
@@ -351,10 +311,12 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
 
     def _called_back(self, call: Call, predict: GuidedUNet, index: int, timestep: float, latents: Array) -> Array:
         """The latents to go on with after the callback, which may also have changed conditions and scale."""
-        assert call.callback is not None
+        if call.callback_on_step_end is None:
+            return latents
         conditions = {name: CONDITIONS[name] for name in self.callback_tensors if name in CONDITIONS}
         tensors = {"latents": latents, **{name: predict.conditions[graph] for name, graph in conditions.items()}}
-        changed = call.callback(self, index, timestep, {name: tensors[name] for name in call.callback_tensors}) or {}
+        given = {name: tensors[name] for name in call.callback_on_step_end_tensor_inputs}
+        changed = call.callback_on_step_end(self, index, timestep, given) or {}
         for name, graph in conditions.items():
             if name in changed:
                 predict.conditions[graph] = changed[name]

@@ -1,25 +1,33 @@
 """LoRAs fused by the export, from file to picture, against diffusers' pipeline with the same files fused."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from pairs import PROMPT, Pair, assert_same, call_both, open_pair, relative, use_scheduler
 from safetensors.torch import save_file
 
-from safelight.runtime import cli
+from safelight.runtime import StableDiffusionXLPipeline, cli
 from safelight.runtime.manifest import file_record, read_manifest
 
 STYLE_SCALE, SUBJECT_SCALE = 0.6, 1.0
 CALL: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 10, "height": 88, "width": 176}
 
 
-def lora_file(pipeline: Any, path: Path, *layers: str, seed: int) -> Path:
+PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
+
+
+def lora_file(
+    pipeline: Any, path: Path, *layers: str, seed: int, prefixes: Mapping[str, str] = MappingProxyType(PREFIXES)
+) -> Path:
     """A random LoRA as kohya's trainers write it, of rank 4 and alpha 2, for the layers whose names so end."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for component, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te_text_model_")):
+    for component, prefix in prefixes.items():
         for name, module in getattr(pipeline, component).named_modules():
             if name.endswith(layers):
                 out, *inner = module.weight.shape
@@ -86,3 +94,31 @@ def test_every_component_was_checked_against_the_fused_reference(pair: tuple[Pai
     for component in manifest.components.values():
         assert component.fidelity is not None
         assert all(0 < graph["relative_error"] < 1e-5 for graph in component.fidelity["graphs"].values())
+
+
+def test_sdxls_picture_is_diffusers(tiny: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    unfused, checkpoint = tiny("SDXL")
+    theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(checkpoint, dtype=torch.float32)
+    prefixes = {
+        "unet": "lora_unet_",
+        "text_encoder": "lora_te1_text_model_",  # transformers 5 has the first one's layers without `text_model`
+        "text_encoder_2": "lora_te2_",
+    }
+    path = lora_file(
+        theirs, tmp_path / "style.safetensors", "to_k", "proj_out", "conv2", "fc2", seed=2, prefixes=prefixes
+    )
+    assert cli.main(["export", str(checkpoint), str(tmp_path / "model"), "--quiet", "--lora", f"{path}:0.7"]) == 0
+    theirs.load_lora_weights(path)
+    theirs.fuse_lora(["unet", "text_encoder", "text_encoder_2"], lora_scale=0.7)
+    theirs.unload_lora_weights()
+    theirs.set_progress_bar_config(disable=True)
+    ours = StableDiffusionXLPipeline.from_pretrained(tmp_path / "model")
+    ours.set_progress_bar_config(disable=True)
+    assert_same((ours, theirs), prompt=PROMPT, num_inference_steps=6)
+    base = StableDiffusionXLPipeline.from_pretrained(unfused)
+    call: dict[str, Any] = {"num_inference_steps": 2, "seed": 0, "output_type": "latent"}
+    assert relative(ours(PROMPT, **call).images, base(PROMPT, **call).images) > 0.05
+    manifest = read_manifest(tmp_path / "model")
+    assert manifest is not None
+    (record,) = manifest.source["loras"]
+    assert all(record["fused"][component] > 2 for component in prefixes)

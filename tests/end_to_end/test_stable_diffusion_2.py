@@ -83,6 +83,13 @@ def test_image_to_image_equals_diffusers(pair: Pair, photo: str) -> None:
     assert_same_pictures(from_image, prompt=PROMPT, **options)
 
 
+def test_turbo_starts_from_images_too(pair: Pair) -> None:
+    use_scheduler(pair, "EulerAncestralDiscreteScheduler", timestep_spacing="trailing")
+    from_image = for_task(pair, "StableDiffusionImg2ImgPipeline")
+    options: dict[str, Any] = {"image": photograph("coffee", SIZE), "strength": 0.5, "guidance_scale": 0.0}
+    assert_same(from_image, prompt=PROMPT, num_inference_steps=2, **options)
+
+
 def test_inpainting_equals_diffusers(pair: Pair, mask: Image.Image) -> None:
     use_scheduler(pair, "DDIMScheduler")
     inpainting = for_task(pair, "StableDiffusionInpaintPipeline")

@@ -184,7 +184,7 @@ def test_long_prompts_are_equally_long_for_both_encoders(base: Pair) -> None:
 
 
 def prompts(prompt: str, **options: Any) -> Any:
-    from safelight.runtime.pipelines.text_guided import Prompts
+    from safelight.runtime.pipelines.prompts import Prompts
 
     return Prompts(prompt=prompt, **options)
 
@@ -214,6 +214,13 @@ def test_going_on_from_latents_equals_diffusers(from_image: Pair, scheduler: str
         denoising_start=denoising_start,
         denoising_end=0.9,
     )
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_turbo_starts_from_images_too(from_image: Pair, steps: int) -> None:
+    use_scheduler(from_image, "EulerAncestralDiscreteScheduler", timestep_spacing="trailing")
+    options: dict[str, Any] = {"image": photograph("chelsea", SIZE), "strength": 0.5, "guidance_scale": 0.0}
+    assert_same(from_image, prompt=PROMPT, num_inference_steps=steps, **options)
 
 
 def test_several_images_equal_diffusers(from_image: Pair) -> None:

@@ -22,7 +22,7 @@ from safelight.runtime.backends import Array
 from safelight.runtime.conditioning import PromptEncoder
 from safelight.runtime.model_folder import open_model_folder
 from safelight.runtime.networks import Engine, open_text_encoder
-from safelight.runtime.pipelines.text_guided import Prompts
+from safelight.runtime.pipelines.prompts import Prompts
 
 ROOM = 30  # tokens in a chunk of the bundled model: 32 without begin and end
 CATS = ("cat " * ROOM).strip()  # a chunk exactly
