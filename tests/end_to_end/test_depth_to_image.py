@@ -38,6 +38,14 @@ def test_the_folder_names_the_class(depth_export: Path) -> None:
     assert "depth_estimator" in repr(pipeline)
 
 
+def test_the_estimators_graph_says_what_it_gives(depth_export: Path) -> None:
+    estimator = DiffusionPipeline.from_pretrained(depth_export).depth_estimator
+    (pixel_values,), (depth,) = estimator.network.inputs, estimator.network.outputs
+    found = estimator(np.zeros((2, *pixel_values.shape[1:]), np.float32)).predicted_depth
+    assert (pixel_values.shape[0], depth.shape[0]) == ("batch", "batch")
+    assert depth.shape[1:] == found.shape[1:] == (96, 96)  # 16 for a patch of 8, from 48 x 48
+
+
 @pytest.mark.parametrize("photo", ["astronaut", "coffee", "chelsea"])
 def test_estimated_depth_equals_diffusers(pair: Pair, photo: str) -> None:
     assert_same_pictures(pair, prompt=PROMPT, image=photograph(photo, SIZE), num_inference_steps=8, strength=0.7)

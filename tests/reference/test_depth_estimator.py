@@ -148,6 +148,14 @@ def test_equals_the_parts_of_transformers_at_oblong_sizes(make, saved, noise, as
     assert_equal(result, in_parts(oracle, pixel_values))
 
 
+def test_equals_transformers_for_faint_pictures(make, saved, noise, assert_equal):
+    """Which the epsilon of the convolutions' norms shows in."""
+    oracle = make(**HYBRID)
+    pixel_values = 1e-3 * noise(1, 3, HYBRID["image_size"], HYBRID["image_size"])
+    result = DPTForDepthEstimation.from_pretrained(saved(oracle)).predict(pixel_values)
+    assert_equal(result, oracle(pixel_values).predicted_depth)
+
+
 def test_has_the_parameters_of_transformers(oracle):
     with torch.device("meta"):
         estimator = DPTForDepthEstimation.from_config(oracle.config.to_dict())

@@ -144,14 +144,15 @@ def test_seeds_count_up_and_each_picture_is_made_again_from_its_own_file(generat
 
 
 def test_a_grid_is_one_picture_of_all_and_made_again_whole(generate: Run) -> None:
-    _, path = generate("cat face", "pizza", "--num-images-per-prompt", 2, "--seed", 5, "--grid")
+    options = ("cat face", "pizza", "red apple", "--num-images-per-prompt", 2, "--seed", 5)
+    _, path = generate(*options, "--grid")
     assert path == "output/5-cat-face-grid.png"
-    assert pixels(path).shape == (64, 64, 3)
-    assert read_parameters(path)["prompt"] == ["cat face", "pizza"]
+    assert pixels(path).shape == (96, 64, 3)  # a row a prompt
+    assert read_parameters(path)["prompt"] == ["cat face", "pizza", "red apple"]
     _, again = generate("--from-image", path, "--output", "again.png")
     np.testing.assert_array_equal(pixels(again), pixels(path))
-    _, *singles = generate("cat face", "pizza", "--num-images-per-prompt", 2, "--seed", 5)
-    rows = [np.concatenate([pixels(single) for single in singles[row : row + 2]], axis=1) for row in (0, 2)]
+    _, *singles = generate(*options)
+    rows = [np.concatenate([pixels(single) for single in singles[row : row + 2]], axis=1) for row in (0, 2, 4)]
     np.testing.assert_array_equal(np.concatenate(rows), pixels(path))
 
 
@@ -736,6 +737,7 @@ def test_a_file_that_is_gone_is_named_and_may_be_replaced(
     assert fails("generate", "--from-image", path, "--no-progress") == (
         f"{path} was made from {gone}, which is not there: give it with {option}"
     )
+    assert "was made from" not in fails("generate", "--from-image", path, option, "nowhere", "--no-progress")
     _, again = generate("--from-image", path, option, "elsewhere")
     np.testing.assert_array_equal(pixels(again), pixels(path))
     assert caplog.messages == []

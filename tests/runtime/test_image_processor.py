@@ -46,6 +46,7 @@ def test_equals_transformers(size):
         {"keep_aspect_ratio": True, "ensure_multiple_of": 32},
         {"keep_aspect_ratio": True, "size": {"height": 600, "width": 200}},
         {"ensure_multiple_of": 50, "size": {"height": 384, "width": 275}},
+        {"ensure_multiple_of": 32, "size": {"height": 80, "width": 144}},  # 2.5 and 4.5 of them
         {"resample": 2, "size": {"height": 100, "width": 30}},
         {"resample": 0},
         {"resample": 1},

@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
-from safelight.runtime import CLIPTextModel, CLIPTokenizer, bundled_model
+from safelight.runtime import CLIPTextModel, CLIPTokenizer, bundled_model, textual_inversion
 from safelight.runtime.backends import Array, open_network
 from safelight.runtime.conditioning import PromptEncoder, encode_prompts
 from safelight.runtime.model_folder import ModelFolder, open_model_folder
@@ -142,6 +142,36 @@ def test_a_text_encoder_opened_anew_keeps_what_was_learned(model: Model, one_vec
     keep_textual_inversions(model.text_encoder, reopened, folder=model.folder, engine=model.engine)
     model.text_encoder = reopened
     np.testing.assert_array_equal(model.encode(*PROMPTS), expected)
+
+
+def is_closed(network: Any) -> bool:
+    try:
+        network({"input_ids": np.array([[1]])})
+    except RuntimeError as error:
+        return "is closed" in str(error)
+    return False
+
+
+def test_networks_that_are_replaced_or_in_vain_are_closed(
+    model: Model, one_vector: Path, many_vectors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = [model.text_encoder.network]
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        opened.append(open_network(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(textual_inversion, "open_network", spy)
+    model.load(one_vector)
+    with pytest.raises(ValueError, match="already"):
+        model.load(many_vectors, "<cat-toy>")
+    model.load(many_vectors)
+    assert [is_closed(network) for network in opened] == [True, True, True, False]
+    reopened = open_text_encoder(model.folder, model.engine)
+    opened.append(reopened.network)
+    keep_textual_inversions(model.text_encoder, reopened, folder=model.folder, engine=model.engine)
+    assert [is_closed(network) for network in opened[3:]] == [False, True, False]
+    reopened.close()
 
 
 def test_nothing_is_kept_where_nothing_was_learned(model: Model) -> None:
