@@ -28,6 +28,7 @@ class TextGuidedXLPipeline(TextGuidedPipeline, abstract=True):
     text_components = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
     embedding_parts = MappingProxyType({"text_encoder": "clip_l", "text_encoder_2": "clip_g"})
     penultimate = True
+    zeros_for_no_prompt = True
     callback_tensors = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
 
     def _made_with_sizes(self, predict: GuidedUNet, start: Start, sizes: Sizes, call: Call, **finish: Any) -> Any:

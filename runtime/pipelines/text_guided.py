@@ -27,6 +27,9 @@ from .outputs import StableDiffusionPipelineOutput
 from .prompts import Prompts
 from .sizes import REFINER_TIME_IDS, TIME_IDS
 
+#: the option of model_index.json that embeds no negative prompt, which is not an empty one, as zeros
+ZEROS_FOR_NO_PROMPT = "force_zeros_for_empty_prompt"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
@@ -50,6 +53,8 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
     embedding_parts: ClassVar[Mapping[str, str | None]] = MappingProxyType({"text_encoder": None})
     #: whether the UNet attends to the last layer but one of its text encoders, without the final norm
     penultimate: ClassVar[bool] = False
+    #: whether no negative prompt is embedded as zeros, where model_index.json does not say it
+    zeros_for_no_prompt: ClassVar[bool] = False
     #: what a callback may ask for
     callback_tensors: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds")
 
@@ -108,9 +113,16 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
 
     @property
     def prompt_encoders(self) -> list[PromptEncoder]:
-        """The text encoders that the model has, each with its tokenizer."""
+        """The text encoders that the model has, each with its tokenizer.
+
+        Raises:
+            ValueError: it has none.
+        """
         pairs = [(getattr(self, tokenizer), getattr(self, encoder)) for tokenizer, encoder in self.text_components]
-        return [PromptEncoder(*pair, penultimate=self.penultimate) for pair in pairs if None not in pair]
+        encoders = [PromptEncoder(*pair, penultimate=self.penultimate) for pair in pairs if None not in pair]
+        if not encoders:
+            raise ValueError("this pipeline has no text encoder: give prompt_embeds, and with guidance negative ones")
+        return encoders
 
     @property
     def _takes_pooled(self) -> bool:
@@ -178,7 +190,7 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
             negative = self._given(
                 "negative_prompt_embeds", prompts.negative_prompt_embeds, prompts.negative_pooled_prompt_embeds
             )
-        elif prompts.negative_prompt is None and self.folder.index.get("force_zeros_for_empty_prompt"):
+        elif prompts.negative_prompt is None and self.folder.index.get(ZEROS_FOR_NO_PROMPT, self.zeros_for_no_prompt):
             pooled = None if positive.pooled is None else np.zeros_like(positive.pooled)
             return PromptEmbeddings(np.zeros_like(positive.hidden), pooled)
         else:

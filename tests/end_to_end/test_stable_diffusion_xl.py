@@ -1,5 +1,7 @@
 """Stable Diffusion XL and its refiner, all tasks, against diffusers on the same checkpoints, seeds and photographs."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -368,6 +370,33 @@ def test_the_folder_names_the_class_and_tasks_share_networks(tiny: Tiny) -> None
         assert type(from_image) is StableDiffusionXLImg2ImgPipeline
         assert type(inpainting) is StableDiffusionXLInpaintPipeline
         assert inpainting.components == pipeline.components
+
+
+# what model_index.json says, and does not
+
+
+def test_no_negative_prompt_is_zeros_where_nothing_is_said(tiny: Tiny, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny("SDXL")[0], tmp_path / "model"))
+    options: dict[str, Any] = {"num_inference_steps": 1, "seed": 0, "output_type": "latent"}
+    made = {}
+    for said in (True, False, None):
+        index = json.loads((folder / "model_index.json").read_text())
+        index = {key: value for key, value in index.items() if key != "force_zeros_for_empty_prompt"}
+        index |= {} if said is None else {"force_zeros_for_empty_prompt": said}
+        (folder / "model_index.json").write_text(json.dumps(index))
+        with StableDiffusionXLPipeline.from_pretrained(folder) as pipeline:
+            made[said] = pipeline(PROMPT, **options).images
+    np.testing.assert_array_equal(made[None], made[True])
+    assert relative(made[False], made[True]) > LATENTS_TOLERANCE
+
+
+def test_without_text_encoders_embeddings_are_asked_for(base: Pair) -> None:
+    without = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(base[0].folder.path, **without)
+    with pytest.raises(ValueError, match=r"^this pipeline has no text encoder: give prompt_embeds"):
+        pipeline(PROMPT)
+    embeds = {"prompt_embeds": np.ones((1, 9, 44)), "pooled_prompt_embeds": np.ones((1, 16))}
+    assert pipeline(**embeds, num_inference_steps=1, output_type="latent").images.shape == (1, 4, 10, 10)
 
 
 # textual inversion
