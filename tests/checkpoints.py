@@ -1,10 +1,12 @@
 """Tiny random checkpoints made by diffusers and transformers, and their exports, cached by what made them."""
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -228,12 +230,15 @@ SCHEDULER = {
 
 def make_checkpoint(tiny: TinyCheckpoint) -> Path:
     """A folder in diffusers' layout with random weights; made once."""
+    folder = CACHE / "checkpoints" / f"{tiny.name}-{key([repr(tiny)], [Path(__file__)])}"
+    return publish(folder, lambda target: _pipeline(tiny).save_pretrained(target))
+
+
+def _pipeline(tiny: TinyCheckpoint) -> Any:
+    """diffusers' pipeline with random weights."""
     import diffusers
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    folder = CACHE / "checkpoints" / f"{tiny.name}-{key([repr(tiny)], [Path(__file__)])}"
-    if folder.is_dir():
-        return folder
     torch.manual_seed(tiny.seed)
     scheduler = {"_class_name": "PNDMScheduler", **SCHEDULER, **tiny.scheduler}
     parts: dict[str, Any] = {
@@ -254,7 +259,7 @@ def make_checkpoint(tiny: TinyCheckpoint) -> Path:
         parts |= {"safety_checker": checker, "feature_extractor": processor}
     else:
         parts |= unchecked
-    return publish(folder, kind(**parts, **tiny.options).save_pretrained)
+    return kind(**parts, **tiny.options)
 
 
 def _text_parts(suffix: str, config: Mapping[str, Any] | None, kind: Any, pad_token: str | None) -> dict[str, Any]:
@@ -345,21 +350,22 @@ def _safety_checker(pipeline: Any) -> tuple[Any, Any]:
 
 def make_tiny_autoencoder() -> Path:
     """A folder with an `AutoencoderTiny` alone, as the hub has it."""
-    from diffusers import AutoencoderTiny
 
-    folder = CACHE / "checkpoints" / f"tiny-autoencoder-{key([], [Path(__file__)])}"
-    if folder.is_dir():
-        return folder
-    torch.manual_seed(0)
-    channels, blocks = (12,) * 4, (1, 2, 1, 1)
-    autoencoder = AutoencoderTiny(
-        encoder_block_out_channels=channels,
-        decoder_block_out_channels=channels,
-        num_encoder_blocks=blocks,
-        num_decoder_blocks=blocks[::-1],
-        scaling_factor=0.7,
-    )
-    return publish(folder, randomized(autoencoder).save_pretrained)
+    def write(target: Path) -> None:
+        from diffusers import AutoencoderTiny
+
+        torch.manual_seed(0)
+        channels, blocks = (12,) * 4, (1, 2, 1, 1)
+        autoencoder = AutoencoderTiny(
+            encoder_block_out_channels=channels,
+            decoder_block_out_channels=channels,
+            num_encoder_blocks=blocks,
+            num_decoder_blocks=blocks[::-1],
+            scaling_factor=0.7,
+        )
+        randomized(autoencoder).save_pretrained(target)
+
+    return publish(CACHE / "checkpoints" / f"tiny-autoencoder-{key([], [Path(__file__)])}", write)
 
 
 def make_unconditional_checkpoint(name: str, unet: Mapping[str, Any], *, flat: bool = False) -> Path:
@@ -370,23 +376,19 @@ def make_unconditional_checkpoint(name: str, unet: Mapping[str, Any], *, flat: b
         unet: of diffusers' `UNet2DModel`.
         flat: everything at the root, as the first checkpoints on the hub have it.
     """
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
-    folder = CACHE / "checkpoints" / f"{name}-{key([name, dict(unet), flat], [Path(__file__)])}"
-    if folder.is_dir():
-        return folder
-    torch.manual_seed(0)
-    scheduler = DDPMScheduler(variance_type="fixed_large", clip_sample=True)
-    pipeline = DDPMPipeline(unet=randomized(UNet2DModel(**unet)), scheduler=scheduler)
 
     def write(target: Path) -> None:
-        pipeline.save_pretrained(target)
+        from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+        torch.manual_seed(0)
+        scheduler = DDPMScheduler(variance_type="fixed_large", clip_sample=True)
+        DDPMPipeline(unet=randomized(UNet2DModel(**unet)), scheduler=scheduler).save_pretrained(target)
         for component in ("unet", "scheduler") if flat else ():
             for file in (target / component).iterdir():
                 file.rename(target / file.name)
             (target / component).rmdir()
 
-    return publish(folder, write)
+    return publish(CACHE / "checkpoints" / f"{name}-{key([name, dict(unet), flat], [Path(__file__)])}", write)
 
 
 def export_checkpoint(checkpoint: Path, **options: Any) -> Path:
@@ -398,10 +400,10 @@ def export_checkpoint(checkpoint: Path, **options: Any) -> Path:
     weights = [path for path in [checkpoint, *checkpoint.rglob("*")] if path.suffix in {".safetensors", ".json"}]
     versions = [importlib.metadata.version(package) for package in ("torch", "onnxscript", "onnxruntime")]
     folder = CACHE / "exports" / f"{checkpoint.name}-{key([versions, options], [*code, *weights])}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with open_source(checkpoint, workspace=folder.parent) as source:
-            export_model(source, folder, ExportOptions(**options))
+    with alone(folder):
+        if not folder.is_dir():
+            with open_source(checkpoint, workspace=folder.parent) as source:
+                export_model(source, folder, ExportOptions(**options))
     return folder
 
 
@@ -414,13 +416,25 @@ def randomized(network: Any) -> Any:
     return network.eval()
 
 
-def publish(folder: Path, write: Any) -> Path:
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    partial.rename(folder)
+def publish(folder: Path, write: Callable[[Path], object]) -> Path:
+    """The folder that `write` fills, made once: it is there as a whole or not at all."""
+    with alone(folder):
+        if not folder.is_dir():
+            partial = folder.with_name(folder.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            write(partial)
+            partial.rename(folder)
     return folder
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Lets one process at a time make a folder: tests run in several."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def key(description: list[Any], files: list[Path]) -> str:

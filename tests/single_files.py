@@ -289,14 +289,13 @@ def make_pair(name: str) -> tuple[Path, Path]:
     folder = checkpoints.CACHE / "checkpoints" / f"single-{name.replace(' ', '-')}"
     key = checkpoints.key([repr(family)], [Path(__file__), Path(original_layout.__file__)])
     folder = folder.with_name(f"{folder.name}-{key}")
-    if not folder.is_dir():
+
+    def save(target: Path) -> None:
         made = networks(family)
+        pipeline(family, made).save_pretrained(target / "folder")
+        write(target / f"{name}.safetensors", tensors(family, made))
 
-        def save(target: Path) -> None:
-            pipeline(family, made).save_pretrained(target / "folder")
-            write(target / f"{name}.safetensors", tensors(family, made))
-
-        checkpoints.publish(folder, save)
+    checkpoints.publish(folder, save)
     return folder / "folder", folder / f"{name}.safetensors"
 
 
