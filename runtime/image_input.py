@@ -50,8 +50,8 @@ def open_image(path: str | Path) -> "Image":
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             opened = Image.open(file, formats=FORMATS)
-            _check_picture(opened, str(path))
-            return _converted(ImageOps.exif_transpose(opened), "RGB")
+            check_picture(opened, str(path))
+            return converted(ImageOps.exif_transpose(opened), "RGB")
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} has too many pixels: {error}") from error
         except UnidentifiedImageError as error:
@@ -156,7 +156,7 @@ def blur(mask: "Image", blur_factor: float = 4) -> "Image":
     """The mask with soft edges: a Gaussian blur of that radius in pixels. A palette or one bit becomes grayscale."""
     from PIL import ImageFilter
 
-    picture = _converted(mask, "L") if mask.mode in ("1", "P") else mask
+    picture = converted(mask, "L") if mask.mode in ("1", "P") else mask
     return picture.filter(ImageFilter.GaussianBlur(blur_factor))
 
 
@@ -176,7 +176,7 @@ def crop_region(mask: "Image", width: int, height: int, pad: int = 0) -> Box:
     """
     if min(width, height) < 1 or pad < 0:
         raise ValueError(f"a crop region needs a positive size and padding, got {width}, {height} and {pad}")
-    painted = np.asarray(_converted(mask, "L")) != 0
+    painted = np.asarray(converted(mask, "L")) != 0
     if not painted.any():
         raise ValueError("the mask is all black, so there is nothing to crop to")
     rows, columns = (np.flatnonzero(painted.any(axis=axis)) for axis in (1, 0))
@@ -208,7 +208,7 @@ def apply_overlay(mask: "Image", init_image: "Image", image: "Image", crop_coord
     if crop_coords is None and image.size != init_image.size:
         raise ValueError(f"the pictures must be of one size, got {image.size} and {init_image.size}")
     kept = Image.new("RGBa", init_image.size)
-    kept.paste(init_image.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(_converted(mask, "L")))
+    kept.paste(init_image.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(converted(mask, "L")))
     if crop_coords is not None:
         left, upper, right, lower = _checked_box(crop_coords)
         canvas = Image.new("RGB", init_image.size)
@@ -217,6 +217,24 @@ def apply_overlay(mask: "Image", init_image: "Image", image: "Image", crop_coord
     combined = image.convert("RGBA")
     combined.alpha_composite(kept.convert("RGBA"))
     return combined.convert("RGB")
+
+
+def check_picture(picture: "Image", name: str) -> None:
+    """Refuses what is too large, and what `convert` would clip to white: integers of 16 or 32 bits, and floats.
+
+    Raises:
+        ValueError: more than `MAX_PIXELS` pixels, none, or more than 8 bits a channel.
+    """
+    _check_pixels(picture.width, picture.height, name)
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"{name} must have 8 bits a channel, got mode {picture.mode}; scale it and convert it to 'L'")
+
+
+def converted(picture: "Image", mode: Literal["RGB", "L"]) -> "Image":
+    """The picture in another mode; Pillow warns of a palette with transparencies, unless it goes over RGBA."""
+    if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
+        picture = picture.convert("RGBA")
+    return picture.convert(mode)
 
 
 def _preprocess(
@@ -259,7 +277,7 @@ def _pixels(
 ) -> Array:
     """(batch, channels of the mode, height, width) of pictures, float32 in [0, 1]."""
     for picture in pictures:
-        _check_picture(picture, "the picture")
+        check_picture(picture, "the picture")
     if crops_coords is not None:
         box = _checked_box(crops_coords)
         pictures = [picture.crop(box) for picture in pictures]
@@ -267,7 +285,7 @@ def _pixels(
     if len(sizes) > 1 and (height is None or width is None):
         raise ValueError(f"images of different sizes need height and width to be resized to, got {sorted(sizes)}")
     height, width = _target_size(pictures[0].height, pictures[0].width, height, width, factor)
-    resized = [np.asarray(_converted(_resized(each, width, height, resize_mode), mode)) for each in pictures]
+    resized = [np.asarray(converted(_resized(each, width, height, resize_mode), mode)) for each in pictures]
     pixels = np.stack(resized).astype(np.float32) / 255
     return pixels[:, None] if mode == "L" else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
@@ -313,13 +331,6 @@ def _target_size(
     return height - height % factor, width - width % factor
 
 
-def _check_picture(picture: "Image", name: str) -> None:
-    """Refuses what is too large, and what `convert` would clip to white: integers of 16 or 32 bits, and floats."""
-    _check_pixels(picture.width, picture.height, name)
-    if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"{name} must have 8 bits a channel, got mode {picture.mode}; scale it and convert it to 'L'")
-
-
 def _check_pixels(width: int, height: int, name: str) -> None:
     if min(width, height) < 1:
         raise ValueError(f"{name} has no pixels: {width} wide, {height} high")
@@ -362,7 +373,7 @@ def _resized(picture: "Image", width: int, height: int, mode: ResizeMode) -> "Im
         return resized
     left, upper = width // 2 - inner_width // 2, height // 2 - inner_height // 2
     result = Image.new("RGB", (width, height))
-    result.paste(_converted(resized, "RGB"), (left, upper))
+    result.paste(converted(resized, "RGB"), (left, upper))
     if mode == "fill":
         _repeat_edges(result, resized, left, upper)
     return result
@@ -377,12 +388,5 @@ def _repeat_edges(canvas: "Image", picture: "Image", left: int, upper: int) -> N
         size, before, after, place = (left, height), (0, 0, 0, height), (width, 0, width, height), (left + width, 0)
     else:
         return
-    canvas.paste(_converted(picture.resize(size, box=before), "RGB"), (0, 0))
-    canvas.paste(_converted(picture.resize(size, box=after), "RGB"), place)
-
-
-def _converted(picture: "Image", mode: Literal["RGB", "L"]) -> "Image":
-    """The picture in another mode; Pillow warns of a palette with transparencies, unless it goes over RGBA."""
-    if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
-        picture = picture.convert("RGBA")
-    return picture.convert(mode)
+    canvas.paste(converted(picture.resize(size, box=before), "RGB"), (0, 0))
+    canvas.paste(converted(picture.resize(size, box=after), "RGB"), place)

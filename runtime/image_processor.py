@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import numpy as np
 
 from .backends import Array
+from .image_input import ImageInput, check_picture, converted
 from .model_folder import read_json_object
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .image_input import ImageInput
 
 CONFIG = "preprocessor_config.json"
 
 _BICUBIC = 3  # as Pillow counts its filters
 _FILTERS = range(6)
-_DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow's, of more than 8 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,7 @@ class ImageProcessor(ABC):
                 raise ValueError(f"{key} = {config[key]!r} is not implemented")
         fields = {field.name: field.default for field in dataclasses.fields(cls)}
         given = {key: config[key] for key in fields if config.get(key) is not None}
-        return cls(**{key: _converted(key, value, fields[key]) for key, value in given.items()})
+        return cls(**{key: _field(key, value, fields[key]) for key, value in given.items()})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -95,7 +94,7 @@ class ImageProcessor(ABC):
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
-    def __call__(self, images: "ImageInput") -> dict[str, Array]:
+    def __call__(self, images: ImageInput) -> dict[str, Array]:
         """Prepares pictures.
 
         Args:
@@ -242,9 +241,8 @@ def _pixels(image: "Image | Array") -> Array:
         return image
     if not hasattr(image, "convert"):
         raise TypeError(f"an image must be a PIL image or an array, got {type(image).__name__}")
-    if image.mode in _DEEP_MODES:
-        raise ValueError(f"an image must have 8 bits a channel, got one of mode {image.mode}; convert it before")
-    return np.asarray(image.convert("RGB"))
+    check_picture(image, "an image")
+    return np.asarray(converted(image, "RGB"))
 
 
 def _resize(pixels: Array, height: int, width: int, resample: int) -> Array:
@@ -266,13 +264,13 @@ def _resize(pixels: Array, height: int, width: int, resample: int) -> Array:
     return (resized.astype(np.float64) * (1 / 255)).astype(np.float32) if is_unit else resized
 
 
-def _converted(key: str, value: Any, default: Any) -> Any:
+def _field(key: str, value: Any, default: Any) -> Any:
     """A JSON value as the kind of value that a field holds."""
     if isinstance(default, tuple):
         if isinstance(value, Mapping) and key in ("size", "crop_size"):
             value = _sides(key, value, len(default))
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value] * len(default)
-        return tuple(_converted(key, each, default[0]) for each in values)
+        return tuple(_field(key, each, default[0]) for each in values)
     kinds = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
         raise ValueError(f"{key} must be of type {type(default).__name__}, got {value!r}")

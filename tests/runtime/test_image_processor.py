@@ -104,6 +104,14 @@ def test_other_modes_become_rgb(mode):
     )
 
 
+def test_a_palette_with_transparencies_is_no_warning():
+    """The colours remain, whatever they are transparent to."""
+    image = Image.fromarray(picture(50, 60)).convert("P", palette=Image.Palette.ADAPTIVE)
+    opaque = DPTImageProcessor()(image)["pixel_values"]
+    image.info["transparency"] = bytes(range(256))
+    np.testing.assert_array_equal(DPTImageProcessor()(image)["pixel_values"], opaque, strict=True)
+
+
 def test_leaves_its_input_as_it_was():
     image = picture(50, 60)
     before = image.copy()
@@ -172,6 +180,7 @@ def test_names_a_missing_file(tmp_path):
         (np.full((8, 8, 3), 256), ValueError, "got values from 256 to 256"),
         (Image.new("I;16", (8, 8)), ValueError, "mode I;16"),
         (Image.new("F", (8, 8)), ValueError, "mode F"),
+        (Image.new("1", (10_000, 9_000)), ValueError, "an image must have at most 89478485 pixels"),
     ],
     ids=repr,
 )
