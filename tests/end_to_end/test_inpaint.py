@@ -193,6 +193,6 @@ def test_bad_calls_are_refused(pair: Pair, options: dict[str, Any], error: type[
 def test_a_unet_of_other_channels_is_refused(four: Pair) -> None:
     pipeline = StableDiffusionInpaintPipeline.from_pipe(four[0])
     pipeline.unet = copy.copy(pipeline.unet)
-    pipeline.unet.config = {"in_channels": 5}
+    pipeline.unet.config = {**pipeline.unet.config, "in_channels": 5}
     with pytest.raises(ValueError, match=r"^inpainting needs a UNet of 4 or 9 channels, this one has 5$"):
         pipeline(**inputs())

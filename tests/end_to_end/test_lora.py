@@ -14,6 +14,12 @@ from safetensors.torch import save_file
 from safelight.runtime import StableDiffusionXLPipeline, cli
 from safelight.runtime.manifest import file_record, read_manifest
 
+# diffusers' own, with NumPy 2
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+]
+
 STYLE_SCALE, SUBJECT_SCALE = 0.6, 1.0
 CALL: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 10, "height": 88, "width": 176}
 
