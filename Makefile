@@ -26,7 +26,7 @@ lint: types
 test: lint
 	$(BIN)/pytest -n auto --dist loadfile -m "not full_shape"
 
-# Also the networks at their published shapes: five minutes more, and 12 GB of memory.
+# Also the networks at their published shapes: six minutes more, and gigabytes of memory.
 test-full: lint
 	$(BIN)/pytest
 
