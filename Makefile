@@ -24,7 +24,7 @@ lint: types
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -m "not full_shape"
+	$(BIN)/pytest -n auto --dist loadfile -m "not full_shape"
 
 # Also the networks at their published shapes: a few minutes more, and 6 GB of memory.
 test-full: lint

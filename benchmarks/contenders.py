@@ -54,11 +54,16 @@ class Contender:
     missing: Callable[[Case], str | None]  # why it cannot take part here; None when it can
 
 
+#: a safety checker, where there is one, would make pictures black that are to be compared
+UNCHECKED: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+
+
 def _open_safelight(backend: str) -> Callable[[Case], Generate]:
     def open_pipeline(case: Case) -> Generate:
         from safelight.runtime import DiffusionPipeline
 
-        return _runtime_generate(DiffusionPipeline.from_pretrained(case.model, backend=backend), case)
+        pipeline = DiffusionPipeline.from_pretrained(case.model, backend=backend, **UNCHECKED)
+        return _runtime_generate(pipeline, case)
 
     return open_pipeline
 
@@ -88,7 +93,7 @@ def _open_diffusers(case: Case) -> Generate:
 
     assert case.checkpoint is not None
     pipeline: Any = StableDiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-        case.checkpoint, dtype=torch.float32
+        case.checkpoint, dtype=torch.float32, **UNCHECKED
     )
     pipeline.set_progress_bar_config(disable=True)
 

@@ -57,7 +57,7 @@ def reference_pipeline(checkpoint: Path) -> StableDiffusionPipeline:
     for component in ("text_encoder", "unet", "vae"):
         class_name = index[component][1]
         model = COMPONENT_KINDS[class_name].model.from_pretrained(checkpoint / component)
-        descriptions = describe(class_name, component, model.config.to_dict())
+        descriptions = describe(class_name, component, model.config.to_dict(), index)
         networks[component] = {d.name: TorchNetwork(d, model) for d in descriptions}, model
     configs = {component: read_config(folder, component, index[component][1]) for component in networks}
     vae = networks["vae"][0]

@@ -1,22 +1,31 @@
 """A checkpoint in diffusers' layout: where it comes from, what is in it, and whether it can be exported at all."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safelight.reference.checkpoint import find_weights
+from safelight.reference.checkpoint import find_weights, has_weights, read_config
+from safelight.runtime.image_processor import CONFIG as PROCESSOR_CONFIG
+from safelight.runtime.image_processor import IMAGE_PROCESSORS
 from safelight.runtime.manifest import file_record
-from safelight.runtime.model_folder import GRAPH, MODEL_INDEX, read_json_object
+from safelight.runtime.model_folder import GRAPH, MODEL_INDEX, lone_network, read_json_object
 from safelight.runtime.source import download, is_hub_id
 
+from . import pickled
+from .families import IN_FOLDERS, pipeline_family
+from .fit import check_fit
 from .networks import COMPONENT_KINDS
+
+logger = logging.getLogger(__name__)
 
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 _SCHEDULER_CONFIG = "scheduler_config.json"
-_PROCESSOR_CONFIG = "preprocessor_config.json"
-#: parts of a checkpoint that the picture does not need
-_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+_SAFETY_CHECKER, _FEATURE_EXTRACTOR = "safety_checker", "feature_extractor"
+#: the networks whose input a feature extractor prepares
+_EXTRACTED_FOR = ("depth_estimator", _SAFETY_CHECKER)
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Component:
     class_name: str
     path: Path
     variant: str | None
+    files: tuple[Path, ...]  # of the checkpoint, that it is read from
 
 
 @dataclass(frozen=True)
@@ -43,15 +53,24 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    source: str | Path, *, variant: str | None = None, revision: str | None = None, token: str | None = None
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    safety_checker: bool = True,
+    unpickled: Path | None = None,
 ) -> Checkpoint:
     """Finds a checkpoint and looks it over.
 
     Args:
         source: a folder, or a hub id.
-        variant: of the weights, such as "fp16".
+        variant: of the weights, such as "fp16"; networks that do not have it are read without, as in diffusers.
         revision: of a hub id.
         token: for the hub.
+        safety_checker: whether to export it, if there is one.
+        unpickled: an empty folder that networks whose weights are pickled are written into, in safetensors; when None,
+            pickles are refused.
 
     Raises:
         FileNotFoundError: there is no such folder or hub id, or a component, a configuration or weights are missing.
@@ -64,49 +83,81 @@ def open_checkpoint(
         path = download(str(source), revision=revision, token=token)
     if not path.is_dir():
         raise ValueError(f"{path} is a file; a checkpoint is a folder with a {MODEL_INDEX}")
-    if not (path / MODEL_INDEX).is_file():
-        raise ValueError(f"{path} is no checkpoint: it has no {MODEL_INDEX}")
     if any(path.glob(f"*/{GRAPH}")):
         raise ValueError(f"{path} was exported already: it holds {GRAPH} files")
-    index = read_json_object(path / MODEL_INDEX)
-    components: list[Component] = []
-    tokenizers, left_out = [], []
-    copied: dict[str, Path] = {}
-    for name, class_name in _classes(index).items():
-        if class_name.startswith("DPT") and name == "feature_extractor":
-            copied[f"{name}/{_PROCESSOR_CONFIG}"] = _folder(path, name, _PROCESSOR_CONFIG) / _PROCESSOR_CONFIG
-        elif name in _OPTIONAL:
-            left_out.append(name)
-        elif class_name.endswith("Scheduler"):
-            copied[f"{name}/{_SCHEDULER_CONFIG}"] = _folder(path, name, _SCHEDULER_CONFIG) / _SCHEDULER_CONFIG
-        elif class_name in _TOKENIZERS:
-            tokenizers.append(name)
-        elif class_name in COMPONENT_KINDS:
-            components.append(_component(path, name, class_name, variant))
-        else:
-            raise ValueError(
-                f"{path}: component {name} is a {class_name}, which cannot be exported yet; "
-                f"known: {', '.join(COMPONENT_KINDS)}"
-            )
-    for file in copied.values():
-        read_json_object(file)
-    if not components:
+    index = _index(path)
+    classes = _classes(index)
+    left_out = _left_out(classes, safety_checker)
+    check_index(path, index, left_out)
+    exported = {name: class_name for name, class_name in classes.items() if name not in left_out}
+    networks = {name: class_name for name, class_name in exported.items() if class_name in COMPONENT_KINDS}
+    if not networks:
         raise ValueError(f"{path / MODEL_INDEX} names no network")
-    files = {str(file.relative_to(path)): file for component in components for file in _files(component)}
+    if _SAFETY_CHECKER in exported and _FEATURE_EXTRACTOR not in exported:
+        raise ValueError(
+            f"{path} has a safety_checker, and no feature_extractor that prepares its input; "
+            "--no-safety-checker leaves it out"
+        )
+    copied = _copied(path, exported)
+    components = _components(path, networks, exported, variant, unpickled)
+    check_fit([_configured(component) for component in components], index)
     return Checkpoint(
         path=path,
         index=index,
         components=tuple(components),
         files=copied,
-        tokenizers=tuple(tokenizers),
-        left_out=tuple(left_out),
+        tokenizers=tuple(name for name, class_name in exported.items() if class_name in _TOKENIZERS),
+        left_out=left_out,
         source={
             "id": str(source) if is_hub_id(str(source)) and not Path(source).exists() else path.resolve().name,
             "revision": revision,
             "variant": variant,
-            "files": {name: file_record(file).sha256 for name, file in files.items()},
+            "files": {
+                str(file.relative_to(path)): file_record(file).sha256
+                for component in components
+                for file in component.files
+            },
         },
     )
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """A checkpoint's `model_index.json`, or what would be in that of a network alone.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if (path / MODEL_INDEX).is_file():
+        return read_json_object(path / MODEL_INDEX)
+    if alone := lone_network(path):
+        name, class_name = alone
+        return {"_class_name": class_name, name: ["diffusers", class_name]}
+    raise ValueError(f"{path} is no checkpoint: it has no {MODEL_INDEX}")
+
+
+def check_index(path: Path, index: Mapping[str, Any], left_out: Collection[str] = ()) -> None:
+    """Refuses a pipeline that cannot be exported, by its name and before anything of it is read.
+
+    Args:
+        path: of the checkpoint, for the message.
+        index: its `model_index.json`.
+        left_out: components that are not exported.
+
+    Raises:
+        ValueError: names the family, and those that can be exported.
+    """
+    class_name = str(index.get("_class_name"))
+    if family := pipeline_family(class_name):
+        raise ValueError(f"{path} holds {family} ({class_name}), which cannot be exported; known: {IN_FOLDERS}")
+    kinds = {*COMPONENT_KINDS, *_TOKENIZERS, *IMAGE_PROCESSORS}
+    for name, component in _classes(index).items():
+        if name in left_out or component in kinds or component.endswith("Scheduler"):
+            continue
+        with _way_out(name, _classes(index)):
+            raise ValueError(
+                f"{path}: component {name} is a {component}, which cannot be exported yet; "
+                f"known: {', '.join(COMPONENT_KINDS)}"
+            )
 
 
 def _classes(index: Mapping[str, Any]) -> dict[str, str]:
@@ -115,11 +166,97 @@ def _classes(index: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value[1]) for name, value in pairs.items() if len(value) == 2 and value[1] is not None}
 
 
-def _component(path: Path, name: str, class_name: str, variant: str | None) -> Component:
-    """One network, whose folder, configuration and weights must be there and make sense."""
-    folder = _folder(path, name, "config.json")
+def _left_out(classes: Mapping[str, str], safety_checker: bool) -> tuple[str, ...]:
+    """The components that the pictures do not need, and that are not exported."""
+    unused = {"image_encoder"} if safety_checker else {"image_encoder", _SAFETY_CHECKER}
+    if not any(name in classes and name not in unused for name in _EXTRACTED_FOR):
+        unused.add(_FEATURE_EXTRACTOR)
+    return tuple(name for name in classes if name in unused)
+
+
+@contextmanager
+def _way_out(name: str, exported: Mapping[str, str]) -> Iterator[None]:
+    """Adds to what is wrong with a safety checker, or what it needs, that the rest can do without it."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        if name not in (_SAFETY_CHECKER, _FEATURE_EXTRACTOR) or _SAFETY_CHECKER not in exported:
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{error}; --no-safety-checker leaves it out") from error
+
+
+def _copied(path: Path, exported: Mapping[str, str]) -> dict[str, Path]:
+    """The files that are copied as they are: those of schedulers and image processors, which must make sense."""
+    copied = {}
+    for name, class_name in exported.items():
+        with _way_out(name, exported):
+            if class_name.endswith("Scheduler"):
+                copied[f"{name}/{_SCHEDULER_CONFIG}"] = _folder(path, name, _SCHEDULER_CONFIG) / _SCHEDULER_CONFIG
+            elif class_name in IMAGE_PROCESSORS:
+                folder = _folder(path, name, PROCESSOR_CONFIG)
+                IMAGE_PROCESSORS[class_name].from_pretrained(folder)  # which may refuse it
+                copied[f"{name}/{PROCESSOR_CONFIG}"] = folder / PROCESSOR_CONFIG
+    for file in copied.values():
+        read_json_object(file)
+    return copied
+
+
+def _components(
+    path: Path,
+    networks: Mapping[str, str],
+    exported: Mapping[str, str],
+    variant: str | None,
+    unpickled: Path | None,
+) -> list[Component]:
+    """The networks, each of which must be there and make sense."""
+    folders, components = {}, []
+    for name in networks:
+        with _way_out(name, exported):
+            folders[name] = _folder(path, name, "config.json")
+    variants = _variants(path, folders, variant, pickles=unpickled is not None)
+    for name, class_name in networks.items():
+        with _way_out(name, exported):
+            components.append(_component(name, class_name, folders[name], variants[name], unpickled))
+    return components
+
+
+def _variants(path: Path, folders: Mapping[str, Path], variant: str | None, *, pickles: bool) -> dict[str, str | None]:
+    """The variant of each network: the one that was asked for where it is there, as diffusers chooses.
+
+    Raises:
+        FileNotFoundError: no network has it.
+    """
+    if variant is None:
+        return dict.fromkeys(folders, None)
+    without = [
+        name
+        for name, folder in folders.items()
+        if not has_weights(folder, variant=variant) and not (pickles and pickled.weight_files(folder, variant=variant))
+    ]
+    if len(without) == len(folders):
+        raise FileNotFoundError(f"{path} has no weights of the variant {variant!r} in {', '.join(without)}")
+    if without:
+        logger.warning("%s: no variant %r of %s, which is read without", path.name, variant, ", ".join(without))
+    return {name: None if name in without else variant for name in folders}
+
+
+def _component(name: str, class_name: str, folder: Path, variant: str | None, unpickled: Path | None) -> Component:
+    """One network, whose configuration and weights must be there and make sense."""
+    config = folder / "config.json"
+    weights = [] if has_weights(folder, variant=variant) else pickled.weight_files(folder, variant=variant)
+    if unpickled is not None and weights:
+        pickled.convert(weights, config, unpickled / name)
+        COMPONENT_KINDS[class_name].model.check_pretrained(unpickled / name)
+        return Component(name, class_name, unpickled / name, None, (config, *weights))
     COMPONENT_KINDS[class_name].model.check_pretrained(folder, variant=variant)
-    return Component(name, class_name, folder, variant)
+    return Component(name, class_name, folder, variant, (config, *find_weights(folder, variant=variant)))
+
+
+def _configured(component: Component) -> tuple[str, str, dict[str, Any]]:
+    """Name, class and complete configuration of a network."""
+    config_class = COMPONENT_KINDS[component.class_name].model.config_class
+    return component.name, component.class_name, config_class.from_dict(read_config(component.path)).to_dict()
 
 
 def _folder(path: Path, name: str, file: str) -> Path:
@@ -133,7 +270,3 @@ def _folder(path: Path, name: str, file: str) -> Path:
     if (path / file).is_file():
         return path
     raise FileNotFoundError(f"{path} lacks the component {name}, which its {MODEL_INDEX} names")
-
-
-def _files(component: Component) -> list[Path]:
-    return [component.path / "config.json", *find_weights(component.path, variant=component.variant)]

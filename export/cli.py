@@ -1,7 +1,6 @@
 """`safelight export SOURCE DESTINATION`."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -10,7 +9,11 @@ SUMMARY = "turn a checkpoint into a model folder that runs without PyTorch"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments; options are spelled as `optimum-cli export onnx` spells them."""
-    parser.add_argument("source", metavar="SOURCE", help="a checkpoint: a folder in diffusers' layout, or a hub id")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a checkpoint: a folder in diffusers' layout, a single file in the original one, or a hub id",
+    )
     parser.add_argument("destination", metavar="DESTINATION", type=Path, help="a folder that is new or empty")
     parser.add_argument("--opset", type=int, default=23, help="of model.onnx: 18 to 23 (default: %(default)s)")
     parser.add_argument("--dtype", default="fp32", help="of the arithmetic: fp32 or fp16 (default: %(default)s)")
@@ -20,7 +23,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--atol", type=float, help="largest absolute error that passes (default: a relative error)")
     parser.add_argument("--no-validate", action="store_true", help="leave out the comparison with the reference")
+    parser.add_argument(
+        "--lora",
+        metavar="FILE:SCALE",
+        action="append",
+        default=[],
+        help="a LoRA (safetensors) to fuse into the weights, at a scale of 1 where :SCALE is left out; may be repeated",
+    )
+    parser.add_argument(
+        "--no-safety-checker", action="store_true", help="leave the safety checker out: nothing looks at the pictures"
+    )
     parser.add_argument("--variant", help="of the checkpoint's weights, such as fp16")
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="also read .ckpt, .pt, .pth and .bin, by torch's unpickler that makes nothing but tensors",
+    )
+    parser.add_argument(
+        "--prediction-type", help="of a single file: epsilon or v_prediction (default: what diffusers concludes)"
+    )
     parser.add_argument("--revision", help="of a hub id: a branch, a tag or a commit")
     parser.add_argument("--token", help="for the hub")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -31,8 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         import torch  # noqa: F401  # the first of the extra's packages: what follows needs them all
 
-        from .checkpoint import open_checkpoint
         from .folder import ExportOptions, check_destination, export_model
+        from .lora import LoraFile
+        from .source import open_source
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"export needs: pip install 'safelight[export]' ({error})") from error
     started = time.perf_counter()
@@ -48,14 +70,21 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         atol=arguments.atol,
         validate=not arguments.no_validate,
+        loras=tuple(LoraFile.parse(text) for text in arguments.lora),
     )
     check_destination(arguments.destination)
-    checkpoint = open_checkpoint(
-        arguments.source, variant=arguments.variant, revision=arguments.revision, token=arguments.token
-    )
-    if "safety_checker" in checkpoint.left_out:
-        print("safelight: the checkpoint's safety checker is not exported: pictures go unchecked", file=sys.stderr)
-    export_model(checkpoint, arguments.destination, options, progress=progress)
+    with open_source(
+        arguments.source,
+        workspace=arguments.destination.parent,
+        variant=arguments.variant,
+        revision=arguments.revision,
+        token=arguments.token,
+        allow_pickle=arguments.allow_pickle,
+        prediction_type=arguments.prediction_type,
+        safety_checker=not arguments.no_safety_checker,
+        progress=progress,
+    ) as checkpoint:
+        export_model(checkpoint, arguments.destination, options, progress=progress)
     size = sum(path.stat().st_size for path in arguments.destination.rglob("*") if path.is_file())
     progress(f"{arguments.destination}: {size / 1e6:.1f} MB")
     return 0

@@ -102,10 +102,15 @@ def compare(
 
 
 def errors(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """The largest absolute difference, and that over the largest magnitude expected; (inf, inf) for a wrong shape."""
+    """The largest absolute difference, and that over the largest magnitude expected.
+
+    A decision (a bool) that differs is an error of 1, relative as well; a wrong shape is (inf, inf).
+    """
     if found.shape != expected.shape:
         return float("inf"), float("inf")
     absolute = float(np.max(np.abs(found.astype(np.float64) - expected)))
+    if expected.dtype == np.bool_:
+        return absolute, absolute
     return absolute, absolute / max(float(np.max(np.abs(expected))), float(np.finfo(np.float32).tiny))
 
 

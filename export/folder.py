@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from safelight.runtime.tokenizer import CLIPTokenizer
 from . import lowering
 from .checkpoint import Checkpoint, Component
 from .fidelity import TOLERANCES, FidelityError, compare
+from .lora import Lora, LoraFile, fuse, open_loras
 from .networks import COMPONENT_KINDS, NetworkDescription, build, describe
 from .trace import parameters, trace
 from .weights import WEIGHTS_NAME, WeightFile, bind, store_transposed, write_weights
@@ -46,6 +47,7 @@ class ExportOptions:
     device: str = "cpu"  # where the written graphs are run against the reference
     atol: float | None = None  # the largest absolute error that passes; relative tolerances when None
     validate: bool = True
+    loras: tuple[LoraFile, ...] = ()  # fused into the weights, in this order
 
     def __post_init__(self) -> None:
         """Checks what can be checked without a checkpoint.
@@ -86,16 +88,18 @@ def export_model(
     Raises:
         FileExistsError: the destination holds something.
         FidelityError: a component differs from the reference by more than its tolerance.
+        ValueError: a LoRA is not for this checkpoint, or not of a kind that can be fused.
         OSError: the disk is full, or a folder cannot be written.
     """
     options = options or ExportOptions()
+    loras = open_loras(options.loras, checkpoint.components)
     with _staging(destination) as folder:
         records: dict[str, ComponentRecord] = {}
         for component in checkpoint.components:
-            records |= _export_component(component, folder, options, progress)
+            records |= _export_component(component, loras, checkpoint.index, folder, options, progress)
         _copy_the_rest(checkpoint, folder)
         manifest = Manifest(
-            source=checkpoint.source,
+            source={**checkpoint.source, "loras": [lora.record() for lora in loras]},
             versions=_versions(),
             dtype=options.dtype,
             weights_dtype=options.weights_dtype or options.dtype,
@@ -107,17 +111,23 @@ def export_model(
 
 
 def _export_component(
-    component: Component, folder: Path, options: ExportOptions, progress: Progress
+    component: Component,
+    loras: Sequence[Lora],
+    pipeline: Mapping[str, Any],
+    folder: Path,
+    options: ExportOptions,
+    progress: Progress,
 ) -> dict[str, ComponentRecord]:
-    """Writes every network of a component, and checks it."""
+    """Writes every network of a component, with LoRAs fused into it, and checks it."""
     progress(f"{component.name}: reading weights")
     kind = COMPONENT_KINDS[component.class_name]
     model = kind.model.from_pretrained(component.path, variant=component.variant)
     reference: nn.Module = model.eval()
+    fuse(reference, component.name, loras)
     config = model.config.to_dict()
     dtype = DTYPES[options.dtype]
     records = {}
-    for description in describe(component.class_name, component.name, config):
+    for description in describe(component.class_name, component.name, config, pipeline):
         progress(f"{description.name}: tracing")
         target = folder / description.name
         target.mkdir()

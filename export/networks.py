@@ -9,11 +9,15 @@ from torch import Tensor, nn
 
 from safelight.reference import (
     AutoencoderKL,
+    AutoencoderTiny,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     DPTForDepthEstimation,
+    StableDiffusionSafetyChecker,
     UNet2DConditionModel,
     UNet2DModel,
 )
+from safelight.reference.safety_checker import CONCEPTS, SPECIAL_CARE_CONCEPTS
 
 Config = Mapping[str, Any]
 
@@ -72,42 +76,84 @@ def _encode_text(model: CLIPTextModel, input_ids: Tensor) -> tuple[Tensor, ...]:
     return (output.last_hidden_state, output.pooler_output, *output.hidden_states)
 
 
-def _text_encoder(component: str, config: Config) -> list[NetworkDescription]:
+def _encode_and_project_text(model: CLIPTextModelWithProjection, input_ids: Tensor) -> tuple[Tensor, ...]:
+    output = model(input_ids)
+    return (output.text_embeds, output.last_hidden_state, *output.hidden_states)
+
+
+def _text_encoder(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
+    width = config["hidden_size"]
+    outputs = (
+        TensorDescription("last_hidden_state", ("batch", "sequence_length", width)),
+        TensorDescription("pooler_output", ("batch", width)),
+    )
+    return [_text_network(component, config, _encode_text, outputs)]
+
+
+def _projecting_text_encoder(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
+    outputs = (
+        TensorDescription("text_embeds", ("batch", config["projection_dim"])),
+        TensorDescription("last_hidden_state", ("batch", "sequence_length", config["hidden_size"])),
+    )
+    return [_text_network(component, config, _encode_and_project_text, outputs)]
+
+
+def _text_network(
+    component: str, config: Config, run: Callable[..., Any], outputs: tuple[TensorDescription, ...]
+) -> NetworkDescription:
+    """A text encoder that gives those outputs and, after them, all its hidden states."""
     length, width = config["max_position_embeddings"], config["hidden_size"]
     states = tuple(
         TensorDescription(f"hidden_states.{layer}", ("batch", "sequence_length", width))
         for layer in range(config["num_hidden_layers"] + 1)
     )
-    return [
-        NetworkDescription(
-            name=component,
-            component=component,
-            run=_encode_text,
-            inputs=(
-                TensorDescription("input_ids", ("batch", "sequence_length"), torch.int64, below=config["vocab_size"]),
-            ),
-            outputs=(
-                TensorDescription("last_hidden_state", ("batch", "sequence_length", width)),
-                TensorDescription("pooler_output", ("batch", width)),
-                *states,
-            ),
-            trace_sizes={"batch": 2, "sequence_length": length - 1},
-            check_sizes=({"batch": 2, "sequence_length": length}, {"batch": 1, "sequence_length": 5}),
-        )
-    ]
+    token_ids = TensorDescription("input_ids", ("batch", "sequence_length"), torch.int64, below=config["vocab_size"])
+    return NetworkDescription(
+        name=component,
+        component=component,
+        run=run,
+        inputs=(token_ids,),
+        outputs=(*outputs, *states),
+        trace_sizes={"batch": 2, "sequence_length": length - 1},
+        check_sizes=({"batch": 2, "sequence_length": length}, {"batch": 1, "sequence_length": 5}),
+    )
 
 
-def _unet(component: str, config: Config) -> list[NetworkDescription]:
+#: sizes that SDXL's UNet is told: original, crop and target, two numbers each
+TIME_IDS = 6
+#: those that its refiner is told: original and crop, and an aesthetic score
+REFINER_TIME_IDS = 5
+#: random sizes lie below this
+_SIZES_BELOW = 1024
+
+
+def _unet(component: str, config: Config, pipeline: Config) -> list[NetworkDescription]:
     image = ("height", "width")
+    added: tuple[TensorDescription, ...] = ()
+    if config["time_cond_proj_dim"] is not None:
+        added = (TensorDescription("timestep_cond", ("batch", config["time_cond_proj_dim"])),)
+    if config["addition_embed_type"] is not None:
+        count = REFINER_TIME_IDS if pipeline.get("requires_aesthetics_score") else TIME_IDS
+        pooled = config["projection_class_embeddings_input_dim"] - count * config["addition_time_embed_dim"]
+        added += (
+            TensorDescription("text_embeds", ("batch", pooled)),
+            TensorDescription("time_ids", ("batch", count), below=_SIZES_BELOW),
+        )
+    names = [tensor.name for tensor in added]
+
+    def predict(model: UNet2DConditionModel, sample: Tensor, timestep: Tensor, text: Tensor, *more: Tensor) -> Tensor:
+        return model.predict(sample, timestep, text, **dict(zip(names, more, strict=True)))
+
     return [
         NetworkDescription(
             name=component,
             component=component,
-            run=UNet2DConditionModel.predict,
+            run=predict,
             inputs=(
                 TensorDescription("sample", ("batch", config["in_channels"], *image)),
                 TensorDescription("timestep", ("batch",), torch.float32, below=1000),
                 TensorDescription("encoder_hidden_states", ("batch", "sequence_length", config["cross_attention_dim"])),
+                *added,
             ),
             outputs=(TensorDescription("out_sample", ("batch", config["out_channels"], *image)),),
             trace_sizes={"batch": 2, "height": 22, "width": 30, "sequence_length": 7},
@@ -119,7 +165,7 @@ def _unet(component: str, config: Config) -> list[NetworkDescription]:
     ]
 
 
-def _unconditional_unet(component: str, config: Config) -> list[NetworkDescription]:
+def _unconditional_unet(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
     image = ("height", "width")
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     timesteps = config["num_train_timesteps"] if config["time_embedding_type"] == "learned" else 1000
@@ -155,7 +201,7 @@ def _unconditional_unet(component: str, config: Config) -> list[NetworkDescripti
 _DEPTH_A_PATCH = 16
 
 
-def _depth_estimator(component: str, config: Config) -> list[NetworkDescription]:
+def _depth_estimator(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
     size = config["image_size"]
     height, width = size if isinstance(size, list | tuple) else (size, size)
     deep, wide = (_DEPTH_A_PATCH * (side // config["patch_size"]) for side in (height, width))
@@ -172,35 +218,80 @@ def _depth_estimator(component: str, config: Config) -> list[NetworkDescription]
     ]
 
 
-def _autoencoder(component: str, config: Config) -> list[NetworkDescription]:
-    factor = 2 ** (len(config["block_out_channels"]) - 1)
-    latent = config["latent_channels"]
+def _check_safety(model: StableDiffusionSafetyChecker, clip_input: Tensor) -> tuple[Tensor, ...]:
+    output = model(clip_input)
+    return output.has_nsfw_concepts, output.special_scores, output.concept_scores
+
+
+def _safety_checker(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
+    vision = config["vision_config"]
+    size = vision["image_size"]
     return [
         NetworkDescription(
-            name=f"{component}_encoder",
+            name=component,
             component=component,
-            run=AutoencoderKL.encode_parameters,
-            inputs=(TensorDescription("sample", ("batch", config["in_channels"], "height", "width")),),
-            outputs=(TensorDescription("latent_parameters", ("batch", 2 * latent, "latent_height", "latent_width")),),
-            trace_sizes={"batch": 2, "height": 6 * factor, "width": 10 * factor},
-            check_sizes=(
-                {"batch": 2, "height": 8 * factor, "width": 8 * factor},
-                {"batch": 1, "height": 5 * factor, "width": 11 * factor},
+            run=_check_safety,
+            inputs=(TensorDescription("clip_input", ("batch", vision["num_channels"], size, size)),),
+            outputs=(
+                TensorDescription("has_nsfw_concepts", ("batch",), torch.bool),
+                TensorDescription("special_scores", ("batch", SPECIAL_CARE_CONCEPTS), torch.float32),
+                TensorDescription("concept_scores", ("batch", CONCEPTS), torch.float32),
             ),
-        ),
-        NetworkDescription(
-            name=f"{component}_decoder",
-            component=component,
-            run=AutoencoderKL.decode_sample,
-            inputs=(TensorDescription("latent_sample", ("batch", latent, "latent_height", "latent_width")),),
-            outputs=(TensorDescription("sample", ("batch", config["out_channels"], "height", "width")),),
-            trace_sizes={"batch": 2, "latent_height": 6, "latent_width": 10},
-            check_sizes=(
-                {"batch": 2, "latent_height": 8, "latent_width": 8},
-                {"batch": 1, "latent_height": 5, "latent_width": 11},
-            ),
-        ),
+            trace_sizes={"batch": 2},
+            check_sizes=({"batch": 2}, {"batch": 1}),
+        )
     ]
+
+
+def _autoencoder(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
+    latent, factor = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+    parameters = TensorDescription("latent_parameters", ("batch", 2 * latent, "latent_height", "latent_width"))
+    return [
+        _encoder(component, config, AutoencoderKL.encode_parameters, parameters, factor),
+        _decoder(component, config, AutoencoderKL.decode_sample),
+    ]
+
+
+def _tiny_autoencoder(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
+    factor = 2 ** (len(config["num_encoder_blocks"]) - 1)
+    latents = TensorDescription("latents", ("batch", config["latent_channels"], "latent_height", "latent_width"))
+    return [
+        _encoder(component, config, AutoencoderTiny.encode_latents, latents, factor),
+        _decoder(component, config, AutoencoderTiny.decode_sample),
+    ]
+
+
+def _encoder(
+    component: str, config: Config, run: Callable[..., Any], output: TensorDescription, factor: int
+) -> NetworkDescription:
+    return NetworkDescription(
+        name=f"{component}_encoder",
+        component=component,
+        run=run,
+        inputs=(TensorDescription("sample", ("batch", config["in_channels"], "height", "width")),),
+        outputs=(output,),
+        trace_sizes={"batch": 2, "height": 6 * factor, "width": 10 * factor},
+        check_sizes=(
+            {"batch": 2, "height": 8 * factor, "width": 8 * factor},
+            {"batch": 1, "height": 5 * factor, "width": 11 * factor},
+        ),
+    )
+
+
+def _decoder(component: str, config: Config, run: Callable[..., Any]) -> NetworkDescription:
+    latents = ("batch", config["latent_channels"], "latent_height", "latent_width")
+    return NetworkDescription(
+        name=f"{component}_decoder",
+        component=component,
+        run=run,
+        inputs=(TensorDescription("latent_sample", latents),),
+        outputs=(TensorDescription("sample", ("batch", config["out_channels"], "height", "width")),),
+        trace_sizes={"batch": 2, "latent_height": 6, "latent_width": 10},
+        check_sizes=(
+            {"batch": 2, "latent_height": 8, "latent_width": 8},
+            {"batch": 1, "latent_height": 5, "latent_width": 11},
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -208,28 +299,32 @@ class ComponentKind:
     """A class of networks that can be exported: the reference's module, and the graphs that it is written as."""
 
     model: Any  # a reference class: `from_config`, `from_pretrained`
-    describe: Callable[[str, Config], list[NetworkDescription]]
+    describe: Callable[[str, Config, Config], list[NetworkDescription]]
 
 
 #: the class named in model_index.json -> how it is exported
 COMPONENT_KINDS: Mapping[str, ComponentKind] = {
     "CLIPTextModel": ComponentKind(CLIPTextModel, _text_encoder),
+    "CLIPTextModelWithProjection": ComponentKind(CLIPTextModelWithProjection, _projecting_text_encoder),
     "UNet2DConditionModel": ComponentKind(UNet2DConditionModel, _unet),
     "AutoencoderKL": ComponentKind(AutoencoderKL, _autoencoder),
+    "AutoencoderTiny": ComponentKind(AutoencoderTiny, _tiny_autoencoder),
     "UNet2DModel": ComponentKind(UNet2DModel, _unconditional_unet),
     "DPTForDepthEstimation": ComponentKind(DPTForDepthEstimation, _depth_estimator),
+    "StableDiffusionSafetyChecker": ComponentKind(StableDiffusionSafetyChecker, _safety_checker),
 }
 
 
-def describe(class_name: str, component: str, config: Config) -> list[NetworkDescription]:
+def describe(class_name: str, component: str, config: Config, pipeline: Config) -> list[NetworkDescription]:
     """The graphs that a component is written as.
 
     Args:
         class_name: of the component, as model_index.json has it; a key of `COMPONENT_KINDS`.
         component: the name of its folder.
         config: the reference module's configuration, complete with defaults.
+        pipeline: model_index.json, whose options say what a configuration does not.
     """
-    return COMPONENT_KINDS[class_name].describe(component, config)
+    return COMPONENT_KINDS[class_name].describe(component, config, pipeline)
 
 
 def build(class_name: str, config: Config, dtype: torch.dtype) -> nn.Module:

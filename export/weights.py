@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 #: the name that optimum and its kin look for beside `model.onnx`
@@ -105,6 +107,22 @@ def write_weights(
             tensors[name] = StoredTensor(dtype, tuple(tensor.shape), offset, file.tell() - offset)
     assert next(iter(tensors.values())).offset == start
     return WeightFile(path, tensors, transposed)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors as they are, under names that diffusers and transformers read.
+
+    Args:
+        path: the file to write.
+        tensors: contiguous, none of which shares memory with another.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        safetensors.torch.save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def bind(model: ir.Model, parameters: Iterable[ir.Value], weights: WeightFile) -> None:

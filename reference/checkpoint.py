@@ -6,6 +6,7 @@ A folder of a checkpoint as diffusers and transformers write it::
     unet/diffusion_pytorch_model.safetensors          or model.safetensors
     unet/diffusion_pytorch_model.fp16.safetensors     variant="fp16"
     unet/diffusion_pytorch_model.safetensors.index.json and the shards that it names
+    unet/diffusion_pytorch_model.safetensors.index.fp16.json, or .safetensors.fp16.index.json as diffusers once had it
 """
 
 import json
@@ -17,10 +18,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-#: what diffusers calls its weights, and what transformers does
-_STEMS = ("diffusion_pytorch_model", "model")
-_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+#: what diffusers calls its weights and their index, in the order in which it looks for them, and what transformers does
+_WEIGHTS = (
+    "diffusion_pytorch_model.safetensors.index{}.json",
+    "diffusion_pytorch_model.safetensors{}.index.json",
+    "diffusion_pytorch_model{}.safetensors",
+    "model{}.safetensors",
+    "model.safetensors.index{}.json",
+)
+#: of files that are pickles, which can run code when they are opened
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_NARROWEST = torch.float16
 _NAMED_IN_ERRORS = 5
 
 
@@ -65,23 +74,26 @@ def find_weights(folder: Path, *, variant: str | None = None) -> list[Path]:
         FileNotFoundError: there are none, or a shard is missing.
         ValueError: there is only pickle, which is refused, or the index is broken.
     """
-    infix = "" if variant is None else f".{variant}"
-    for stem in _STEMS:
-        single = folder / f"{stem}{infix}.safetensors"
-        if single.is_file():
-            return [single]
-        index = folder / f"{stem}.safetensors.index{infix}.json"
-        if index.is_file():
-            return _shards(index)
-    expected = " or ".join(f"{stem}{infix}.safetensors" for stem in _STEMS)
+    if (path := _weights(folder, variant)) is not None:
+        return _shards(path) if path.suffix == ".json" else [path]
+    infix = _infix(variant)
+    expected = f"diffusion_pytorch_model{infix}.safetensors or model{infix}.safetensors"
     if present := sorted(path.name for path in folder.glob("*.safetensors")):
-        raise FileNotFoundError(f"{folder} has no {expected}, only {_some(present)}; is variant={variant!r} meant?")
-    if pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
+        raise FileNotFoundError(
+            f"{folder} has no {expected}, only {abbreviated(present)}; is variant={variant!r} meant?"
+        )
+    if pickles := sorted(path.name for suffix in PICKLE_SUFFIXES for path in folder.glob(f"*{suffix}")):
         raise ValueError(
             f"{folder / pickles[0]} is a pickle, which can run code when it is opened, and is refused; convert it: "
-            "load it with diffusers or transformers and call save_pretrained(folder, safe_serialization=True)"
+            "load it with diffusers or transformers and call save_pretrained(folder, safe_serialization=True), "
+            "or export it with --allow-pickle, which reads tensors and nothing else"
         )
     raise FileNotFoundError(f"{folder} has no weights; expected {expected}")
+
+
+def has_weights(folder: Path, *, variant: str | None = None) -> bool:
+    """Whether a component's folder has safetensors weights of a variant, or an index of them."""
+    return _weights(folder, variant) is not None
 
 
 def read_tensor_names_and_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -90,7 +102,7 @@ def read_tensor_names_and_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         ValueError: the file is truncated or corrupt, or a Git LFS pointer.
     """
-    with _open(path) as file:
+    with open_safetensors(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
@@ -153,11 +165,10 @@ def read_weights(
     names = check_weights(files, shapes, rename=rename, ignored=ignored)
     weights: dict[str, Tensor] = {}
     for path in files:
-        with _open(path) as file:
+        with open_safetensors(path) as file:
             for spelled, name in names[path].items():
                 tensor: Tensor = file.get_tensor(spelled)
-                if not tensor.is_floating_point():
-                    raise ValueError(f"{path}: {spelled} is {tensor.dtype}; quantized weights are not supported")
+                refuse_quantized(path, spelled, tensor.dtype)
                 weights[name] = tensor.to(dtype).reshape(tuple(shapes[name]))
     return weights
 
@@ -176,9 +187,19 @@ def _check(
         seen.add(name)
     missing = [name for name in shapes if name not in seen]
     kinds = {"missing": missing, "surplus": surplus, "misshapen": misshapen}
-    faults = [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds.items() if names]
+    faults = [f"{len(names)} {kind}: {abbreviated(names)}" for kind, names in kinds.items() if names]
     if faults:
         raise ValueError(f"{place} does not hold the tensors that its config.json describes; {'; '.join(faults)}")
+
+
+def _weights(folder: Path, variant: str | None) -> Path | None:
+    """The file of a component's weights, or the index of their shards."""
+    candidates = (folder / name.format(_infix(variant)) for name in _WEIGHTS)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _infix(variant: str | None) -> str:
+    return "" if variant is None else f".{variant}"
 
 
 def _shards(index: Path) -> list[Path]:
@@ -196,7 +217,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    _refuse_pointer(path)
+    refuse_pointer(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both
@@ -206,30 +227,49 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _refuse_pointer(path: Path) -> None:
+def refuse_pointer(path: Path) -> None:
+    """Raises ValueError where a file is no more than a Git LFS pointer."""
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise ValueError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
 
 
-def _open(path: Path) -> Any:  # safetensors has no types
-    _refuse_pointer(path)
+def refuse_quantized(path: Path, name: str, dtype: torch.dtype) -> None:
+    """Raises ValueError where a tensor is of integers, or of floating-point numbers of less than 16 bits."""
+    if not dtype.is_floating_point or dtype.itemsize < _NARROWEST.itemsize:
+        raise ValueError(f"{path}: {name} is {dtype}; quantized weights are not supported")
+
+
+def open_safetensors(path: Path) -> Any:  # safetensors has no types
+    """The reader of a safetensors file, to be used in a `with`; it gives torch's tensors.
+
+    Raises:
+        ValueError: the file is truncated or corrupt, or a Git LFS pointer.
+    """
+    refuse_pointer(path)
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupt; download it again ({error})") from error
 
 
-def _some(names: Sequence[str]) -> str:
+def abbreviated(names: Sequence[str]) -> str:
+    """The first few of some names, for an error."""
     shown = ", ".join(names[:_NAMED_IN_ERRORS])
     return shown if len(names) <= _NAMED_IN_ERRORS else f"{shown}, ..."
 
 
 __all__ = [
+    "PICKLE_SUFFIXES",
+    "abbreviated",
     "check_weights",
     "component_folder",
     "find_weights",
+    "has_weights",
+    "open_safetensors",
     "read_config",
     "read_tensor_names_and_shapes",
     "read_weights",
+    "refuse_pointer",
+    "refuse_quantized",
 ]

@@ -6,6 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
+#: what diffusers' `EMAModel` writes of its own into the configuration of the network that it averages
+_AVERAGING = frozenset(
+    {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
@@ -43,7 +48,7 @@ class NetworkConfig:
                 accepted[key] = _convert(f"{cls.network}: {key}", value, kinds[key])
             elif key in cls.neutral:
                 _check_neutral(cls.network, key, value, cls.neutral[key])
-            elif cls.refuses_unknown_keys and not key.startswith("_") and key not in cls.without_effect:
+            elif cls.refuses_unknown_keys and not key.startswith("_") and key not in cls.without_effect | _AVERAGING:
                 _check_neutral(cls.network, key, value, None)
         required = {field.name for field in fields(cls) if field.default is MISSING}
         if missing := sorted(required - accepted.keys()):

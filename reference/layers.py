@@ -236,13 +236,23 @@ class GaussianFourierProjection(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers that turn frequencies into the embedding that every resnet block sees."""
+    """Two linear layers that turn frequencies into the embedding that every resnet block sees.
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    Args:
+        in_channels: of the frequencies.
+        channels: of the embedding.
+        condition_channels: of something else to be added to the frequencies; None for nothing.
+    """
+
+    def __init__(self, in_channels: int, channels: int, *, condition_channels: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, channels)
         self.linear_2 = nn.Linear(channels, channels)
+        if condition_channels is not None:
+            self.cond_proj = nn.Linear(condition_channels, in_channels, bias=False)
 
-    def forward(self, frequencies: Tensor) -> Tensor:
-        """Maps (batch, in_channels) to (batch, channels)."""
+    def forward(self, frequencies: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Maps (batch, in_channels), and perhaps (batch, condition_channels), to (batch, channels)."""
+        if condition is not None:
+            frequencies = frequencies + self.cond_proj(condition)
         return self.linear_2(functional.silu(self.linear_1(frequencies)))

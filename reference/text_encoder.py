@@ -1,63 +1,35 @@
-"""The text encoder of Stable Diffusion 1.x: CLIP's, of Radford et al. 2021 (arXiv:2103.00020)."""
+"""The text encoders of Stable Diffusion: CLIP's, of Radford et al. 2021 (arXiv:2103.00020), OpenAI's and OpenCLIP's."""
 
 # torch gives the call of a module no type
 # mypy: no-warn-return-any
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from .attention import attend
-from .configuration import NetworkConfig
+from .clip import CLIPEncoder, CLIPEncoderConfig
 from .network import Network
 
 #: the end-of-text token of configurations written before transformers 4.31, which is not the one that the tokenizer has
 _MISTAKEN_EOS_TOKEN_ID = 2
 
 
-def quick_gelu(hidden: Tensor) -> Tensor:
-    """The approximation of GELU that OpenAI's CLIP was trained with."""
-    return hidden * torch.sigmoid(1.702 * hidden)
-
-
-_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": functional.gelu}
-
-
 @dataclass(frozen=True, kw_only=True)
-class CLIPTextConfig(NetworkConfig):
+class CLIPTextConfig(CLIPEncoderConfig):
     """The keys of a text encoder's `config.json` that change its output; defaults are transformers'."""
 
     network: ClassVar[str] = "CLIPTextModel"
-    refuses_unknown_keys: ClassVar[bool] = False  # transformers writes what generation and training need as well
+    model_type: ClassVar[str] = "clip_text_model"
 
     vocab_size: int = 49408
     hidden_size: int = 512
     intermediate_size: int = 2048
-    num_hidden_layers: int = 12
     num_attention_heads: int = 8
     max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
     eos_token_id: int = 49407
-
-    def __post_init__(self) -> None:
-        if self.hidden_act not in _ACTIVATIONS:
-            raise ValueError(f"{self.network}: hidden_act must be one of {list(_ACTIVATIONS)}, got {self.hidden_act!r}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"{self.network}: hidden_size {self.hidden_size} is no multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
-
-    @classmethod
-    def _check_network(cls, values: Mapping[str, Any]) -> None:
-        super()._check_network(values)
-        if (model_type := values.get("model_type", "clip_text_model")) != "clip_text_model":
-            raise ValueError(f"expected the configuration of {cls.network}, got model_type {model_type!r}")
+    projection_dim: int = 512
 
 
 @dataclass(frozen=True)
@@ -99,13 +71,54 @@ class CLIPTextModel(Network):
         return self.text_model(input_ids)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CLIPTextProjectionConfig(CLIPTextConfig):
+    """The same keys; `projection_dim` is the width of `text_embeds`."""
+
+    network: ClassVar[str] = "CLIPTextModelWithProjection"
+
+
+@dataclass(frozen=True)
+class CLIPTextProjectionOutput:
+    """What a text encoder with a projection gives.
+
+    Attributes:
+        text_embeds: (batch, projection_dim), the pooled output projected to where texts and images are compared.
+        last_hidden_state: see `CLIPTextOutput`.
+        hidden_states: likewise.
+    """
+
+    text_embeds: Tensor
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...]
+
+
+class CLIPTextModelWithProjection(Network):
+    """A text encoder whose pooled output is projected: SDXL's second."""
+
+    config_class = CLIPTextProjectionConfig
+    ignored = CLIPTextModel.ignored
+
+    def __init__(self, config: CLIPTextProjectionConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        self.text_model = CLIPTextTransformer(config)
+        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+
+    def forward(self, input_ids: Tensor) -> CLIPTextProjectionOutput:
+        """Encodes token ids; see `CLIPTextModel`."""
+        output: CLIPTextOutput = self.text_model(input_ids)
+        text_embeds = self.text_projection(output.pooler_output)
+        return CLIPTextProjectionOutput(text_embeds, output.last_hidden_state, output.hidden_states)
+
+
 class CLIPTextTransformer(nn.Module):
     """Embeddings, layers, final norm: what a checkpoint calls `text_model`."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
         self.embeddings = CLIPTextEmbeddings(config)
-        self.encoder = CLIPEncoder(config)
+        self.encoder = CLIPEncoder(config, is_causal=True)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.eos_token_id = config.eos_token_id
 
@@ -136,68 +149,3 @@ class CLIPTextEmbeddings(nn.Module):
         """Maps (batch, sequence_length) to (batch, sequence_length, hidden_size)."""
         tokens: Tensor = self.token_embedding(input_ids)
         return tokens + self.position_embedding.weight[: input_ids.shape[1]]
-
-
-class CLIPEncoder(nn.Module):
-    """The layers."""
-
-    def __init__(self, config: CLIPTextConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(CLIPEncoderLayer(config) for _ in range(config.num_hidden_layers))
-
-    def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Gives (batch, sequence_length, hidden_size) as it came, then as each layer left it."""
-        hidden_states = [hidden]
-        for layer in self.layers:
-            hidden_states.append(layer(hidden_states[-1]))
-        return tuple(hidden_states)
-
-
-class CLIPEncoderLayer(nn.Module):
-    """Attention to the tokens before, and a feed-forward layer, each added to its input."""
-
-    def __init__(self, config: CLIPTextConfig) -> None:
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = CLIPAttention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = CLIPMLP(config)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Maps (batch, sequence_length, hidden_size) to the same shape."""
-        hidden = hidden + self.self_attn(self.layer_norm1(hidden))
-        return hidden + self.mlp(self.layer_norm2(hidden))
-
-
-class CLIPAttention(nn.Module):
-    """Causal self-attention."""
-
-    def __init__(self, config: CLIPTextConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.q_proj, self.k_proj, self.v_proj = (
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-        )
-        self.out_proj = nn.Linear(width, width)
-        self.heads = config.num_attention_heads
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Maps (batch, sequence_length, hidden_size) to the same shape."""
-        query, key, value = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
-        return self.out_proj(attend(query, key, value, heads=self.heads, is_causal=True))
-
-
-class CLIPMLP(nn.Module):
-    """A wider layer, and back."""
-
-    def __init__(self, config: CLIPTextConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.activation = _ACTIVATIONS[config.hidden_act]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Maps (batch, sequence_length, hidden_size) to the same shape."""
-        return self.fc2(self.activation(self.fc1(hidden)))

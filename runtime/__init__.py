@@ -3,7 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from . import schedulers
-from .networks import AutoencoderKL, CLIPTextModel, UNet2DConditionModel, UNet2DModel
+from .networks import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from .philox import CUDAGenerator
 from .pipelines import (
     AutoPipelineForImage2Image,
@@ -13,11 +20,18 @@ from .pipelines import (
     DDPMPipeline,
     DiffusionPipeline,
     ImagePipelineOutput,
+    LatentConsistencyModelImg2ImgPipeline,
+    LatentConsistencyModelPipeline,
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionPipelineOutput,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+    StableDiffusionXLPipelineOutput,
 )
 from .random import Generator
 from .source import bundled_model
@@ -57,7 +71,9 @@ __all__ = [
     "AutoPipelineForInpainting",
     "AutoPipelineForText2Image",
     "AutoencoderKL",
+    "AutoencoderTiny",
     "CLIPTextModel",
+    "CLIPTextModelWithProjection",
     "CLIPTokenizer",
     "CMStochasticIterativeScheduler",
     "CUDAGenerator",
@@ -86,13 +102,20 @@ __all__ = [
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
+    "LatentConsistencyModelImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
     "PNDMScheduler",
     "SASolverScheduler",
     "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLPipelineOutput",
     "TCDScheduler",
     "UNet2DConditionModel",
     "UNet2DModel",

@@ -16,16 +16,24 @@ from typing import Any
 import numpy as np
 
 from .image import image_grid, read_parameters, save_png
-from .image_input import open_image, resize_image
-from .input_files import ARRAYS, CONTENTS, EMBEDDINGS, PICTURES, check_contents, contents, option, read_array
+from .image_input import resize_image
+from .input_files import (
+    ARRAYS,
+    CONTENTS,
+    EMBEDDINGS,
+    PICTURES,
+    check_contents,
+    contents,
+    option,
+    read_array,
+    read_picture,
+)
 from .latents import check_size
+from .networks import open_autoencoder
 from .pipelines import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     DiffusionPipeline,
-    StableDiffusionDepth2ImgPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
     TextGuidedPipeline,
     UnconditionalPipeline,
 )
@@ -40,9 +48,10 @@ SUMMARY = "make pictures from prompts"
 BUNDLED = "emoji"
 #: options that are arguments of the pipeline's call, recorded in the picture
 CALL = (
-    "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "guidance_rescale", "eta",
-    "clip_skip", "latents", "prompt_embeds", "negative_prompt_embeds", "strength", "padding_mask_crop",
-    "image", "mask_image", "depth_map",
+    "negative_prompt", "prompt_2", "negative_prompt_2", "height", "width", "num_inference_steps", "guidance_scale",
+    "image_guidance_scale", "guidance_rescale", "eta", "clip_skip", "latents", "prompt_embeds",
+    "negative_prompt_embeds", "strength", "denoising_start", "denoising_end", "padding_mask_crop", "image",
+    "mask_image", "depth_map",
 )  # fmt: skip
 #: what a user who names a file may mean, and that is not always what is written
 _OTHER_KINDS = {".png", ".npy", ".jpg", ".jpeg", ".webp"}
@@ -50,14 +59,13 @@ _OTHER_KINDS = {".png", ".npy", ".jpg", ".jpeg", ".webp"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments; flags are spelled as the pipeline's parameters, whose defaults they have."""
-    signature = {
-        **inspect.signature(StableDiffusionInpaintPipeline.__call__).parameters,
-        **inspect.signature(StableDiffusionPipeline.__call__).parameters,
-    }
+    calls = [inspect.signature(pipeline.__call__).parameters for pipeline in DiffusionPipeline.registry.values()]
 
     def option(flag: str, kind: type, text: str) -> None:
-        default = signature[flag.removeprefix("--").replace("-", "_")].default
-        note = "" if default is None else f" (default: {default})"
+        name = flag.removeprefix("--").replace("-", "_")
+        defaults = {call[name].default for call in calls if name in call}
+        shown = " or ".join(map(str, sorted(defaults - {None}))) + ", as the pipeline has it" * (len(defaults) > 1)
+        note = "" if defaults == {None} else f" (default: {shown})"
         parser.add_argument(flag, type=kind, help=text + note)
 
     parser.add_argument("prompt", nargs="*", help="one or several; together they are one batch")
@@ -76,6 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, help="of the first picture, the next has the next (default: chosen)")
     option("--negative-prompt", str, "what to move away from")
+    option("--prompt-2", str, "of SDXL's second text encoder, instead of the prompt")
+    option("--negative-prompt-2", str, "of SDXL's second text encoder, instead of the negative prompt")
     option("--height", int, "in pixels; the model's own if not given")
     option("--width", int, "in pixels; the model's own if not given")
     parser.add_argument("--prompt-weights", action="store_true", default=None, help="(word:1.3) and [word] weigh")
@@ -85,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option("--num-inference-steps", int, "how many times the noise is lowered")
     option("--guidance-scale", float, "how far past the negative prompt's prediction to go; 1 is no guidance")
+    option("--image-guidance-scale", float, "how far to go towards the picture, with InstructPix2Pix")
     option("--guidance-rescale", float, "0 to 1: how much of the prediction's contrast is kept")
     option("--num-images-per-prompt", int, "each with a seed of its own")
     option("--eta", float, "noise of DDIM, 0 to 1")
@@ -92,13 +103,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--latents", Path, "a .npy file: the starting noise, instead of a seed's")
     option("--prompt-embeds", Path, "a .npy file: text embeddings, instead of a prompt")
     option("--negative-prompt-embeds", Path, "a .npy file: text embeddings, instead of a negative prompt")
-    parser.add_argument("--image", type=Path, help="a picture to start from: image to image")
+    parser.add_argument("--image", type=Path, help="a picture to start from, or latents in a .npy file: image to image")
     parser.add_argument("--mask", type=Path, dest="mask_image", help="of the picture: what is white is made anew")
-    parser.add_argument(
-        "--strength", type=float, help="0 to 1: how far to go from the picture (default: 0.8; with a mask 1)"
-    )
+    option("--strength", float, "0 to 1: how far to go from the picture")
+    option("--denoising-start", float, "0 to 1: how much of the way the image's latents have gone, with SDXL")
+    option("--denoising-end", float, "0 to 1: where on the way to stop, for a refiner to go on, with SDXL")
     option("--padding-mask-crop", int, "work on the mask's surroundings alone, so many pixels wide")
     parser.add_argument("--depth-map", type=Path, help="a .npy file: (1, height, width), for a depth-to-image model")
+    parser.add_argument(
+        "--vae", help="a folder or hub id: another autoencoder, such as a tiny one, instead of the model's"
+    )
+    parser.add_argument("--no-safety-checker", action="store_true", help="give pictures back without looking at them")
     parser.add_argument("--backend", default="onnxruntime", help="(default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
@@ -111,7 +126,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--output must be a {kind} file or a folder, got {arguments.output}")
     request = _request(arguments)
     started = perf_counter()
-    pipeline = open_pipeline(request.parameters, backend=arguments.backend, device=arguments.device)
+    pipeline = open_pipeline(
+        request.parameters,
+        backend=arguments.backend,
+        device=arguments.device,
+        safety_checker=not arguments.no_safety_checker,
+    )
     timings = {"open": perf_counter() - started}
     if arguments.no_progress:
         pipeline.set_progress_bar_config(disable=True)
@@ -125,6 +145,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"seed {request.seeds[0]}: " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timings.items()))
     for path in paths:
         print(path)
+    for seed in itertools.compress(request.seeds, getattr(output, "nsfw_content_detected", None) or ()):
+        print(f"seed {seed}: black, because the safety checker takes it for not safe for work")
     return 0
 
 
@@ -142,9 +164,9 @@ class Request:
         """Runs the pipeline."""
         options = {name: self.parameters[name] for name in CALL if self.parameters.get(name) is not None}
         options |= {name: read_array(options[name]) for name in ARRAYS if name in options}
-        options |= {name: open_image(options[name]) for name in PICTURES if name in options}
+        options |= {name: read_picture(options[name]) for name in PICTURES if name in options}
         known = inspect.signature(pipeline.__call__).parameters
-        if "image" in options and "height" not in known:  # the picture says it
+        if "height" not in known and not isinstance(options.get("image"), np.ndarray | None):  # the picture says it
             sides = {name: options.pop(name) for name in ("height", "width") if name in options}
             for name, side in sides.items():
                 check_size(name, side, pipeline.vae.factor)
@@ -179,14 +201,20 @@ class Request:
         return _slug("") if self.parameters.get("prompt_embeds") is None else "embeddings"
 
 
-def open_pipeline(parameters: Mapping[str, Any], *, backend: str, device: str) -> DiffusionPipeline:
+def open_pipeline(
+    parameters: Mapping[str, Any], *, backend: str, device: str, safety_checker: bool = True
+) -> DiffusionPipeline:
     """The pipeline that a picture's parameters name, with their scheduler."""
     model = parameters["model"]
     path = bundled_model() if model == BUNDLED else model
-    pipeline = DiffusionPipeline.from_pretrained(path, backend=backend, device=device)
+    parts: dict[str, Any] = {} if safety_checker else {"safety_checker": None}
+    if "vae" in parameters:
+        parts["vae"] = open_autoencoder(parameters["vae"], backend=backend, device=device)
+    pipeline = DiffusionPipeline.from_pretrained(path, backend=backend, device=device, **parts)
+    takes = inspect.signature(pipeline.__call__).parameters
     if parameters.get("mask_image") is not None:
         pipeline = AutoPipelineForInpainting.from_pipe(pipeline)
-    elif parameters.get("image") is not None and not isinstance(pipeline, StableDiffusionDepth2ImgPipeline):
+    elif parameters.get("image") is not None and ("image" not in takes or "mask_image" in takes):
         pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
     if isinstance(pipeline, TextGuidedPipeline):
         pipeline.enable_prompt_weights(bool(parameters.get("prompt_weights")))
@@ -208,7 +236,17 @@ def _request(arguments: argparse.Namespace) -> Request:
     """The picture's parameters, and those given on the command line over them."""
     recorded = {} if arguments.from_image is None else read_parameters(arguments.from_image)
     parameters: dict[str, Any] = {"model": BUNDLED, **recorded}
-    names = ("model", "scheduler", "seed", "grid", "num_images_per_prompt", "prompt_weights", "long_prompts", *CALL)
+    names = (
+        "model",
+        "vae",
+        "scheduler",
+        "seed",
+        "grid",
+        "num_images_per_prompt",
+        "prompt_weights",
+        "long_prompts",
+        *CALL,
+    )
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if given.get("model") == BUNDLED and Path(BUNDLED).is_dir():
         given["model"] = f"./{BUNDLED}"  # the folder that is named so, and not the bundled model

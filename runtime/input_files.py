@@ -3,13 +3,17 @@
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .backends import Array
+from .image_input import open_image
 from .manifest import file_record
 from .textual_inversion import embedding_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,11 @@ def read_array(path: str | Path) -> Array:
             return np.lib.format.read_array(file, allow_pickle=False)
         except (ValueError, MemoryError) as error:  # the latter: a header that promises terabytes
             raise ValueError(f"{path} cannot be read as a .npy file of numbers: {error}") from error
+
+
+def read_picture(path: str | Path) -> "Image | Array":
+    """The picture of a file, or the latents of a `.npy` file; raises as `open_image` and `read_array` do."""
+    return read_array(path) if Path(path).suffix.lower() == ".npy" else open_image(path)
 
 
 def contents(parameters: Mapping[str, Any]) -> dict[str, str]:

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .backends import Array
-from .conditioning import encode_prompts
-from .networks import CLIPTextModel
+from .conditioning import PromptEmbeddings, PromptEncoder, encode_prompts
 from .prompt_weights import parse_weights
 from .tokenizer import CLIPTokenizer
 
@@ -34,8 +33,7 @@ class _Chunk:
 
 
 def encode_long_prompts(
-    tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
+    encoder: PromptEncoder,
     prompts: Sequence[str],
     *,
     weighted: bool,
@@ -43,12 +41,11 @@ def encode_long_prompts(
     clip_skip: int | None = None,
     max_length: int | None = None,
     min_chunks: int = 1,
-) -> Array:
-    """The embeddings of prompts: (len(prompts), chunks * max_length, width), float32.
+) -> PromptEmbeddings:
+    """The embeddings of prompts: `hidden` is (len(prompts), chunks * max_length, width), `pooled` the first chunk's.
 
     Args:
-        tokenizer: the checkpoint's.
-        text_encoder: the checkpoint's.
+        encoder: the checkpoint's.
         prompts: at least one; those of fewer chunks than the longest are filled up with empty ones.
         weighted: brackets in the prompts are weights, see `prompt_weights`; otherwise they are text.
         chunked: what is longer than `max_length` goes on in another chunk; otherwise it is cut off, with a warning.
@@ -60,51 +57,21 @@ def encode_long_prompts(
         ValueError: unbalanced brackets, a weight that is no number, or `max_length` leaves no room in a chunk.
     """
     if not weighted and not chunked:
-        return encode_prompts(tokenizer, text_encoder, prompts, clip_skip=clip_skip, max_length=max_length)
+        return encode_prompts(encoder, prompts, clip_skip=clip_skip, max_length=max_length)
+    tokenizer = encoder.tokenizer
     length = tokenizer.model_max_length if max_length is None else max_length
     chunks = [list(_chunks(tokenizer, prompt, length, weighted=weighted, chunked=chunked)) for prompt in prompts]
-    return _encode(tokenizer, text_encoder, chunks, max(min_chunks, *map(len, chunks)), clip_skip)
+    return _encode(encoder, chunks, max(min_chunks, *map(len, chunks)), clip_skip)
 
 
-def encode_long_prompt_pair(
-    tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
-    prompts: Sequence[str],
-    negative_prompts: Sequence[str],
-    *,
-    weighted: bool,
-    chunked: bool,
-    clip_skip: int | None = None,
-) -> tuple[Array, Array]:
-    """The embeddings of prompts and of negative prompts, equally long: see `encode_long_prompts`.
-
-    Args:
-        tokenizer: the checkpoint's.
-        text_encoder: the checkpoint's.
-        prompts: at least one.
-        negative_prompts: at least one; not necessarily as many.
-        weighted: as above.
-        chunked: as above.
-        clip_skip: of the prompts alone: the negative ones keep all layers, as in diffusers.
-
-    Returns:
-        (len(prompts), length, width) and (len(negative_prompts), length, width), float32.
+def chunk_count(tokenizer: CLIPTokenizer, prompts: Sequence[str], *, weighted: bool) -> int:
+    """How many chunks the longest of some prompts needs.
 
     Raises:
-        ValueError: as above.
+        ValueError: unbalanced brackets or a weight that is no number, if `weighted`.
     """
     length = tokenizer.model_max_length
-    count = 1
-    if chunked:
-        every = [*prompts, *negative_prompts]
-        count = max(len(list(_chunks(tokenizer, one, length, weighted=weighted, chunked=True))) for one in every)
-    positive, negative = (
-        encode_long_prompts(
-            tokenizer, text_encoder, texts, weighted=weighted, chunked=chunked, clip_skip=skip, min_chunks=count
-        )
-        for texts, skip in ((prompts, clip_skip), (negative_prompts, None))
-    )
-    return positive, negative
+    return max(len(list(_chunks(tokenizer, one, length, weighted=weighted, chunked=True))) for one in prompts)
 
 
 def _chunks(tokenizer: CLIPTokenizer, prompt: str, length: int, *, weighted: bool, chunked: bool) -> Iterator[_Chunk]:
@@ -140,23 +107,16 @@ def _chunk(tokenizer: CLIPTokenizer, token_ids: Sequence[int], weights: Sequence
 
 
 def _encode(
-    tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
-    chunks: Sequence[Sequence[_Chunk]],
-    count: int,
-    clip_skip: int | None,
-) -> Array:
+    encoder: PromptEncoder, chunks: Sequence[Sequence[_Chunk]], count: int, clip_skip: int | None
+) -> PromptEmbeddings:
     """The embeddings of prompts in chunks, each filled up to `count`: (len(chunks), count * length, width)."""
     length = len(chunks[0][0].token_ids)
-    empty = _chunk(tokenizer, [], [], length)
+    empty = _chunk(encoder.tokenizer, [], [], length)
     flat = [chunk for prompt in chunks for chunk in [*prompt, *[empty] * (count - len(prompt))]]
-    input_ids = np.stack([chunk.token_ids for chunk in flat])  # (len(chunks) * count, length)
-    if clip_skip is None:
-        embeddings = text_encoder(input_ids).last_hidden_state
-    else:
-        embeddings = text_encoder.hidden_state(input_ids, clip_skip)
-    weighted = [_weighted(one, chunk.weights) for one, chunk in zip(embeddings, flat, strict=True)]
-    return np.stack(weighted).reshape(len(chunks), count * length, -1)
+    embeddings = encoder(np.stack([chunk.token_ids for chunk in flat]), clip_skip)  # of len(chunks) * count chunks
+    weighted = [_weighted(one, chunk.weights) for one, chunk in zip(embeddings.hidden, flat, strict=True)]
+    hidden = np.stack(weighted).reshape(len(chunks), count * length, -1)
+    return PromptEmbeddings(hidden, None if embeddings.pooled is None else embeddings.pooled[::count])
 
 
 def _weighted(embeddings: Array, weights: Array) -> Array:

@@ -16,6 +16,8 @@ GRAPH = "model.onnx"
 CANONICAL = "onnx"  # the target of the graph that any engine can read
 
 _COMPONENT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+#: the networks that the hub has without a pipeline -> the component that they are
+_ALONE = {"AutoencoderKL": "vae", "AutoencoderTiny": "vae", "UNet2DModel": "unet"}
 _WEIGHTS = ("*.safetensors", "*.bin", "*.ckpt")
 
 
@@ -32,6 +34,11 @@ class ModelFolder:
     def components(self) -> list[str]:
         """The names of the components that the pipeline has."""
         return [name for name, value in self.index.items() if isinstance(value, list) and value[1:] and value[1]]
+
+    def has_component(self, name: str) -> bool:
+        """Whether the folder holds a component, or should: optimum leaves out what its index names."""
+        recorded = self.manifest is not None and name in self.manifest.components
+        return name in self.components and (recorded or (self.path / name).is_dir())
 
     def has_graph(self, network: str) -> bool:
         """Whether the folder holds this network ("unet", "vae_decoder", ...)."""
@@ -160,10 +167,22 @@ def open_model_folder(path: str | Path) -> ModelFolder:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether the folder is a checkpoint in diffusers' layout: an index and weights, and no graph."""
-    if not (path / MODEL_INDEX).is_file() or any(path.glob(f"*/{GRAPH}")):
+    """Whether the folder is a checkpoint in diffusers' layout: an index, or a network alone, and weights; no graph."""
+    if any(path.glob(f"*/{GRAPH}")) or not ((path / MODEL_INDEX).is_file() or lone_network(path)):
         return False
     return any(next(path.glob(f"{place}{pattern}"), None) for pattern in _WEIGHTS for place in ("*/", ""))
+
+
+def lone_network(path: Path) -> tuple[str, str] | None:
+    """The component and the class of a checkpoint that is one network and no pipeline; None if it is none.
+
+    Raises:
+        ValueError: its `config.json` is no JSON object.
+    """
+    if (path / MODEL_INDEX).is_file() or not (path / "config.json").is_file():
+        return None
+    class_name = read_json_object(path / "config.json").get("_class_name")
+    return (_ALONE[class_name], class_name) if class_name in _ALONE else None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

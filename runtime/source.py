@@ -22,6 +22,10 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ("*.json", "*.txt", "*.onnx", "*.onnx_data", "*/*.safetensors", "diffusion_pytorch_model*.safetensors")
 
 
+#: how the names of single-file checkpoints end that are not safetensors files
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
+
 def bundled_model() -> Path:
     """The folder of the model that comes with the package: small pictures of emoji."""
     return Path(__file__).parent / "models" / "emoji"
@@ -47,21 +51,27 @@ def local_model(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The model folder that a user means; a checkpoint is exported into the cache first.
+    """The model folder that a user means; a checkpoint, folder or safetensors file, is exported into the cache first.
 
     Raises:
         FileNotFoundError: there is no such folder, and it is no hub id; or the hub does not have it.
         ModuleNotFoundError: it is a checkpoint, and the export extra is not installed.
         RuntimeError: the export failed.
+        ValueError: it is a pickled file.
     """
     path = Path(name)
+    if path.is_file() and path.suffix in _PICKLES:
+        raise ValueError(
+            f"{path} is a pickle, which is never opened here; safelight export {path} FOLDER --allow-pickle "
+            "reads its tensors and nothing else; then open FOLDER"
+        )
     if not path.exists():
         if not is_hub_id(str(name)):
             raise FileNotFoundError(f"{name} does not exist, and is no hub id either (owner/name)")
         path = download(
             str(name), revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-    return exported(path, variant=variant) if is_checkpoint(path) else path
+    return exported(path, variant=variant) if is_checkpoint(path) or _is_single_file(path) else path
 
 
 def local_file(name: str | Path, candidates: Sequence[str]) -> Path:
@@ -110,8 +120,12 @@ def download(
         raise FileNotFoundError(f"{repo_id} is no folder here and cannot be had from the hub: {reason}") from error
 
 
+def _is_single_file(path: Path) -> bool:
+    return path.suffix == ".safetensors" and path.is_file()
+
+
 def exported(checkpoint: Path, *, variant: str | None = None) -> Path:
-    """The cache's export of a checkpoint, made in a separate process if it is not there yet.
+    """The cache's export of a checkpoint, folder or file, made in a separate process if it is not there yet.
 
     Raises:
         ModuleNotFoundError: the export extra is not installed.
@@ -138,7 +152,7 @@ def _content_key(checkpoint: Path, variant: str | None) -> str:
     """A name for an export of exactly these files, in the format that is read here."""
     digests = {
         str(path.relative_to(checkpoint)): file_record(path).sha256
-        for path in sorted(checkpoint.glob("**/*"))
+        for path in sorted([checkpoint, *checkpoint.glob("**/*")])
         if path.is_file() and path.suffix in {".json", ".txt", ".safetensors"}
     }
     content = json.dumps([FORMAT_VERSION, digests, variant])

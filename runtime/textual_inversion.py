@@ -14,14 +14,17 @@ import numpy as np
 
 from .backends import Array, Network, TensorSpec, backend_module, open_network
 from .model_folder import ModelFolder
-from .networks import CLIPTextModel, Engine
+from .networks import CLIPTextModel, CLIPTextModelWithProjection, Engine
 from .tokenizer import CLIPTokenizer
 
 #: the reference's name of the matrix that has a row for each token
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 
+TextEncoder = CLIPTextModel | CLIPTextModelWithProjection
+
 _IN_FOLDER = "learned_embeds.safetensors"  # where diffusers' training script writes it
 _A1111 = "emb_params"  # the webui's name of the tensor; the token is the file's name
+_PARTS = {"clip_l", "clip_g"}  # the tensors of a file for SDXL
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -74,12 +77,13 @@ class ExtendedVocabulary:
         return rows
 
 
-def read_textual_inversion(path: str | Path, token: str | None = None) -> TextualInversion:
+def read_textual_inversion(path: str | Path, token: str | None = None, part: str | None = None) -> TextualInversion:
     """The embedding of a safetensors file: diffusers' `{token: vectors}`, or the webui's `{"emb_params": vectors}`.
 
     Args:
         path: the file, or a folder with a `learned_embeds.safetensors`.
-        token: instead of the file's own; the webui's files are called by their token.
+        token: instead of the file's own; the webui's files, and those for SDXL, are called by their token.
+        part: the tensor to read of a file for SDXL, which has one for each text encoder: "clip_l" or "clip_g".
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -95,14 +99,11 @@ def read_textual_inversion(path: str | Path, token: str | None = None) -> Textua
     try:
         with safe_open(path, framework="numpy") as file:
             names = sorted(file.keys())
-            if len(names) != 1:  # a whole checkpoint, perhaps, which is not to be read
-                found = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-                raise ValueError(f"{path} must hold one tensor, the embedding of one token, got {len(names)}: {found}")
-            (name,) = names
+            name = _checked_name(path, names, part)
             vectors = file.get_tensor(name)
     except (SafetensorError, TypeError, KeyError) as error:  # the latter: a dtype that NumPy does not have
         raise ValueError(f"{path} cannot be read as a safetensors file of NumPy's dtypes: {error}") from error
-    own = path.stem if name == _A1111 else name
+    own = path.stem if name in (_A1111, part) else name
     vectors = vectors[None] if vectors.ndim == 1 else vectors
     if vectors.ndim != 2 or not len(vectors) or not np.issubdtype(vectors.dtype, np.floating):
         raise ValueError(
@@ -110,6 +111,23 @@ def read_textual_inversion(path: str | Path, token: str | None = None) -> Textua
             f"got {vectors.dtype} {vectors.shape}"
         )
     return TextualInversion(own if token is None else token, vectors)
+
+
+def _checked_name(path: Path, names: list[str], part: str | None) -> str:
+    """The tensor of a file that is the embedding; of a whole checkpoint, perhaps, nothing is read."""
+    found = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    if part is not None:
+        if set(names) != _PARTS:
+            raise ValueError(
+                f"{path} must hold {' and '.join(sorted(_PARTS))}, the embeddings of one token for the two "
+                f"text encoders of SDXL, got {len(names)}: {found}"
+            )
+        return part
+    if set(names) == _PARTS:
+        raise ValueError(f"{path} has embeddings for the two text encoders of SDXL, and this model has one")
+    if len(names) != 1:
+        raise ValueError(f"{path} must hold one tensor, the embedding of one token, got {len(names)}: {found}")
+    return names[0]
 
 
 def embedding_file(path: str | Path) -> Path:
@@ -122,15 +140,35 @@ def embedding_file(path: str | Path) -> Path:
     return pickled if pickled.is_file() and not safe.is_file() else safe
 
 
+def fitting_textual_inversion(
+    path: str | Path, *, folder: ModelFolder, token: str | None, component: str, part: str | None
+) -> TextualInversion:
+    """The embedding of a file, if it is as wide as those of a text encoder; see `load_textual_inversion`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such embedding, or of another width.
+    """
+    inversion = read_textual_inversion(path, token, part)
+    width = int(folder.tensor(component, TOKEN_EMBEDDING).shape[1])
+    if inversion.vectors.shape[1] != width:
+        raise ValueError(
+            f"{path}: the text encoder's embeddings have a width of {width}, "
+            f"those of {inversion.token!r} have {inversion.vectors.shape[1]}: it was made for another model"
+        )
+    return inversion
+
+
 def load_textual_inversion(
     path: str | Path,
     *,
     folder: ModelFolder,
     engine: Engine,
     tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
+    text_encoder: TextEncoder,
     token: str | None = None,
     component: str = "text_encoder",
+    part: str | None = None,
 ) -> TextualInversion:
     """Teaches a tokenizer and a text encoder, in place, the token of an embedding file.
 
@@ -144,22 +182,17 @@ def load_textual_inversion(
         text_encoder: its network is opened anew.
         token: instead of the file's own.
         component: of the folder, that the text encoder is.
+        part: see `read_textual_inversion`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a file that is no such embedding or a pickle, vectors of another width than the text encoder's, a
             token that exists already, or more vectors than there is room for. Nothing has changed then.
     """
-    inversion = read_textual_inversion(path, token)
+    inversion = fitting_textual_inversion(path, folder=folder, token=token, component=component, part=part)
     network = text_encoder.network
     known = network if isinstance(network, ExtendedVocabulary) else None
-    width = int(folder.tensor(component, TOKEN_EMBEDDING).shape[1])
     count = len(inversion.vectors)
-    if inversion.vectors.shape[1] != width:
-        raise ValueError(
-            f"{path}: the text encoder's embeddings have a width of {width}, "
-            f"those of {inversion.token!r} have {inversion.vectors.shape[1]}: it was made for another model"
-        )
     taken = set(known.rows.values()) if known else set()
     free = [row for row in tokenizer.unused_token_ids() if row not in taken]
     if count > len(free):
@@ -179,22 +212,19 @@ def load_textual_inversion(
 
 
 def keep_textual_inversions(
-    source: CLIPTextModel,
-    target: CLIPTextModel,
-    *,
-    folder: ModelFolder,
-    engine: Engine,
-    component: str = "text_encoder",
+    source: object, target: object, *, folder: ModelFolder, engine: Engine, component: str = "text_encoder"
 ) -> None:
     """Teaches a text encoder that was opened anew, on another device, what the one before it knows.
 
     Args:
-        source: may be closed.
+        source: may be closed. Of a component that is no text encoder there is nothing to keep.
         target: changed in place, if there is anything to teach.
         folder: that both are from.
         engine: that the target was opened with.
         component: of the folder.
     """
+    if not isinstance(source, TextEncoder) or not isinstance(target, TextEncoder):
+        return
     known = source.network
     if isinstance(known, ExtendedVocabulary):
         opened = _open(folder, engine, component, list(known.rows.values()), known.vectors)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,9 @@ def _load(name: str) -> ModuleType:
 
 checkpoints = _load("checkpoints")
 _load("pairs")
+_load("recorded")
+_load("original_layout")
+_load("single_files")
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +82,31 @@ def depth_export(depth_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny() -> Callable[[str], tuple[Path, Path]]:
+    """The export and the checkpoint of a `TinyCheckpoint` of `checkpoints`, by its name there."""
+
+    def made(name: str) -> tuple[Path, Path]:
+        checkpoint = checkpoints.make_checkpoint(getattr(checkpoints, name))
+        return checkpoints.export_checkpoint(checkpoint), checkpoint
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def unconditional_export() -> Path:
     """The export of a UNet of pixels, and a DDPM scheduler."""
     return checkpoints.export_checkpoint(
         checkpoints.make_unconditional_checkpoint("unconditional", checkpoints.UNCONDITIONAL)
     )
+
+
+@pytest.fixture(scope="session")
+def checked_checkpoint() -> Path:
+    """A safety checker that finds some pictures and others not."""
+    return checkpoints.make_checkpoint(checkpoints.CHECKED)
+
+
+@pytest.fixture(scope="session")
+def checked_export(checked_checkpoint: Path) -> Path:
+    """The export of `checked_checkpoint`."""
+    return checkpoints.export_checkpoint(checked_checkpoint)

@@ -32,7 +32,7 @@ def open_pair(name: str, folder: Path, checkpoint: Path) -> Pair:
     theirs = getattr(diffusers, name).from_pretrained(checkpoint, dtype=torch.float32)
     for pipeline in (ours, theirs):
         pipeline.set_progress_bar_config(disable=True)
-    if hasattr(theirs, "text_encoder"):
+    if getattr(theirs, "text_encoder", None) is not None:
         # diffusers 0.42 looks for the final norm in `text_model`, which transformers 5 no longer has
         object.__setattr__(theirs.text_encoder, "text_model", theirs.text_encoder)
     return ours, theirs

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_example_makes_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_examples_make_pictures(
+    tiny: Callable[[str], tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "sdxl-onnx").symlink_to(tiny("SDXL")[0])
+    (tmp_path / "refiner-onnx").symlink_to(tiny("REFINER")[0])
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for code in blocks:  # the later ones go on from the earlier ones
         exec(code, names)
     assert (tmp_path / "cat.png").read_bytes().startswith(b"\x89PNG")
-    assert len({names[name].tobytes() for name in ("image", "drawn", "painted")}) == 3
+    assert len({names[name].tobytes() for name in ("image", "drawn", "painted", "squirrel")}) == 4
 
 
 def test_the_commands_are_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,23 @@
-"""One torch-free pipeline per task."""
+"""One torch-free pipeline per task and family."""
 
 from .auto import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from .base import DiffusionPipeline
 from .depth_to_image import StableDiffusionDepth2ImgPipeline
-from .image_to_image import StableDiffusionImg2ImgPipeline
-from .inpaint import StableDiffusionInpaintPipeline
-from .stable_diffusion import StableDiffusionPipeline
-from .text_guided import StableDiffusionPipelineOutput, TextGuidedPipeline
-from .unconditional import DDIMPipeline, DDPMPipeline, ImagePipelineOutput, UnconditionalPipeline
+from .instruct_pix2pix import StableDiffusionInstructPix2PixPipeline
+from .latent_consistency import LatentConsistencyModelImg2ImgPipeline, LatentConsistencyModelPipeline
+from .outputs import ImagePipelineOutput, StableDiffusionPipelineOutput, StableDiffusionXLPipelineOutput
+from .stable_diffusion import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
+from .stable_diffusion_xl import (
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
+from .text_guided import TextGuidedPipeline
+from .unconditional import DDIMPipeline, DDPMPipeline, UnconditionalPipeline
 
 __all__ = [
     "AutoPipelineForImage2Image",
@@ -17,11 +27,18 @@ __all__ = [
     "DDPMPipeline",
     "DiffusionPipeline",
     "ImagePipelineOutput",
+    "LatentConsistencyModelImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
     "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLPipelineOutput",
     "TextGuidedPipeline",
     "UnconditionalPipeline",
 ]

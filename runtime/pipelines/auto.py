@@ -6,9 +6,17 @@ from typing import Any, ClassVar
 from ..model_folder import open_model_folder
 from ..source import SOURCE_OPTIONS, local_model
 from .base import DiffusionPipeline, class_known
-from .image_to_image import StableDiffusionImg2ImgPipeline
-from .inpaint import StableDiffusionInpaintPipeline
-from .stable_diffusion import StableDiffusionPipeline
+from .latent_consistency import LatentConsistencyModelImg2ImgPipeline, LatentConsistencyModelPipeline
+from .stable_diffusion import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
+from .stable_diffusion_xl import (
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
 
 TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINTING = "text to image", "image to image", "inpainting"
 
@@ -18,6 +26,15 @@ FAMILIES: tuple[dict[str, type[DiffusionPipeline]], ...] = (
         TEXT_TO_IMAGE: StableDiffusionPipeline,
         IMAGE_TO_IMAGE: StableDiffusionImg2ImgPipeline,
         INPAINTING: StableDiffusionInpaintPipeline,
+    },
+    {
+        TEXT_TO_IMAGE: StableDiffusionXLPipeline,
+        IMAGE_TO_IMAGE: StableDiffusionXLImg2ImgPipeline,
+        INPAINTING: StableDiffusionXLInpaintPipeline,
+    },
+    {
+        TEXT_TO_IMAGE: LatentConsistencyModelPipeline,
+        IMAGE_TO_IMAGE: LatentConsistencyModelImg2ImgPipeline,
     },
 )
 

@@ -1,19 +1,23 @@
 """What every pipeline has: how it is loaded from a folder, shown, moved to a device and closed."""
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from .. import schedulers
-from ..depth import DPTImageProcessor
+from ..image_processor import IMAGE_PROCESSORS
 from ..model_folder import ModelFolder, open_model_folder
 from ..networks import NETWORK_OPENERS, Engine
 from ..source import local_model
 from ..textual_inversion import keep_textual_inversions
 from ..tokenizer import CLIPTokenizer
+
+logger = logging.getLogger(__name__)
 
 SCHEDULER = "scheduler"
 
@@ -26,6 +30,8 @@ class DiffusionPipeline(ABC):
 
     #: the parts that a subclass works with, by diffusers' names
     component_names: ClassVar[tuple[str, ...]]
+    #: those of them that may be None, and are where the folder has none
+    optional_components: ClassVar[tuple[str, ...]] = ()
     #: diffusers' name of a pipeline -> its class here
     registry: ClassVar[dict[str, "type[DiffusionPipeline]"]] = {}
 
@@ -42,7 +48,7 @@ class DiffusionPipeline(ABC):
         self.folder = folder
         self.engine = engine
         for name in self.component_names:
-            setattr(self, name, components[name])
+            setattr(self, name, components.get(name) if name in self.optional_components else components[name])
         self._progress_bar: dict[str, Any] = {}
 
     @classmethod
@@ -58,6 +64,7 @@ class DiffusionPipeline(ABC):
         token: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        requires_safety_checker: bool | None = None,
         **components: Any,
     ) -> Self:
         """Opens a model.
@@ -73,8 +80,9 @@ class DiffusionPipeline(ABC):
             token: for the hub.
             cache_dir: where hub downloads are kept.
             local_files_only: never ask the hub.
-            **components: parts to use in place of the folder's, such as `scheduler=`. None for a part that the pipeline
-                does not have is no news: `safety_checker=None`.
+            requires_safety_checker: whether a warning says that there is none; what the folder says when None.
+            **components: parts to use in place of the folder's, such as `scheduler=`. None leaves an optional one out,
+                `safety_checker=None`, and is no news where the pipeline has no such part.
 
         Raises:
             FileNotFoundError: there is no such folder, or it lacks a component.
@@ -93,6 +101,8 @@ class DiffusionPipeline(ABC):
             local_files_only=local_files_only,
         )
         folder = open_model_folder(path)
+        if requires_safety_checker is not None:
+            folder = replace(folder, index={**folder.index, "requires_safety_checker": requires_safety_checker})
         pipeline_class = cls._class_for(folder)
         if precision := components.keys() & {"torch_dtype", "dtype"}:
             raise TypeError(
@@ -107,9 +117,30 @@ class DiffusionPipeline(ABC):
             known = ", ".join(pipeline_class.component_names)
             raise TypeError(f"{pipeline_class.__name__} has no component {', '.join(sorted(unknown))}; it has {known}")
         engine = Engine(backend, device)
-        opened = {name: components[name] for name in pipeline_class.component_names if name in components}
+        left_out = {name: None for name in pipeline_class.optional_components if not folder.has_component(name)}
+        opened = {**left_out, **components}
         opened |= open_components(folder, engine, [n for n in pipeline_class.component_names if n not in opened])
-        return pipeline_class(folder, engine, opened)
+        pipeline = pipeline_class(folder, engine, opened)
+        if warning := pipeline._warning():
+            logger.warning("%s", warning)
+        return pipeline
+
+    def _warning(self) -> str | None:
+        """What a user should know of a pipeline that was just opened; None where there is nothing to say."""
+        return None
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **options: Any) -> Self:
+        """Opens a checkpoint in one safetensors file, in the layout of the original code; see `from_pretrained`.
+
+        It is exported once, into the cache, where the export extra is installed.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if not Path(pretrained_model_link_or_path).is_file():
+            raise FileNotFoundError(f"{pretrained_model_link_or_path} is no file on this machine")
+        return cls.from_pretrained(pretrained_model_link_or_path, **options)
 
     @classmethod
     def _class_for(cls, folder: ModelFolder) -> type[Self]:
@@ -132,8 +163,8 @@ class DiffusionPipeline(ABC):
         """
         if unknown := components.keys() - set(cls.component_names):
             raise TypeError(f"{cls.__name__} has no component {', '.join(sorted(unknown))}")
-        parts = {**pipeline.components, **components}
-        if missing := [name for name in cls.component_names if name not in parts]:
+        parts = {name: part for name, part in pipeline.components.items() if part is not None} | components
+        if missing := [n for n in cls.component_names if n not in parts and n not in cls.optional_components]:
             raise ValueError(f"{type(pipeline).__name__} has no {', '.join(missing)}, which {cls.__name__} needs")
         made = cls(pipeline.folder, pipeline.engine, parts)
         made._progress_bar = dict(pipeline._progress_bar)
@@ -153,18 +184,20 @@ class DiffusionPipeline(ABC):
         return self.engine.device
 
     def to(self, device: str) -> Self:
-        """Reopens the networks on a device; the pipeline itself is returned.
+        """Reopens the folder's networks on a device; what stands in for one stays. The pipeline itself is returned.
 
         Raises:
             ValueError: the backend cannot use the device; the pipeline stays as it was.
         """
         engine = Engine(self.engine.backend, str(device))
         if engine != self.engine:
-            networks = [name for name in self.component_names if self._class_name(name) in NETWORK_OPENERS]
+            own = [name for name, part in self.components.items() if self._class_name(name) == type(part).__name__]
+            networks = [name for name in own if self._class_name(name) in NETWORK_OPENERS]
             reopened = open_components(self.folder, engine, networks)
-            if "text_encoder" in reopened:
-                encoder = self.text_encoder  # type: ignore[attr-defined]
-                keep_textual_inversions(encoder, reopened["text_encoder"], folder=self.folder, engine=engine)
+            for name, component in reopened.items():
+                keep_textual_inversions(
+                    getattr(self, name), component, folder=self.folder, engine=engine, component=name
+                )
             for name, component in reopened.items():
                 _close(getattr(self, name))
                 setattr(self, name, component)
@@ -203,6 +236,7 @@ class DiffusionPipeline(ABC):
         scheduler = getattr(self, SCHEDULER, None)
         if scheduler is not None:
             index[SCHEDULER] = ["diffusers", type(scheduler).__name__]
+        index |= {name: [None, None] for name in self.optional_components if getattr(self, name) is None}
         return f"{type(self).__name__} {json.dumps(index, indent=2, sort_keys=True)}"
 
     @abstractmethod
@@ -249,18 +283,17 @@ def _open_component(folder: ModelFolder, engine: Engine, name: str) -> Any:
         return schedulers.load_scheduler(folder.folder(name))
     if class_name in _TOKENIZERS:
         return CLIPTokenizer.from_pretrained(folder.folder(name))
-    if class_name in _IMAGE_PROCESSORS:
-        return DPTImageProcessor.from_pretrained(folder.folder(name))
+    if class_name in IMAGE_PROCESSORS:
+        return IMAGE_PROCESSORS[class_name].from_pretrained(folder.folder(name))
     if class_name not in NETWORK_OPENERS:
         raise ValueError(
             f"{folder.path}: component {name} is a {class_name}, which is not known here; "
-            f"known: {', '.join([*NETWORK_OPENERS, *_TOKENIZERS, *_IMAGE_PROCESSORS])}"
+            f"known: {', '.join([*NETWORK_OPENERS, *_TOKENIZERS, *IMAGE_PROCESSORS])}"
         )
     return NETWORK_OPENERS[class_name](folder, engine, name)
 
 
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
-_IMAGE_PROCESSORS = ("DPTFeatureExtractor", "DPTImageProcessor", "DPTImageProcessorFast", "DPTImageProcessorPil")
 
 
 def _close(component: object) -> None:

@@ -1,114 +1,155 @@
-"""Image to image with Stable Diffusion: the loop starts from a picture with noise (SDEdit, arXiv:2108.01073)."""
+"""Where image to image starts: from a picture with noise (SDEdit, arXiv:2108.01073), and so later."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+
+import numpy as np
 
 from ..backends import Array
 from ..image_input import ImageInput, preprocess_image
-from ..random import Generator
-from .image_start import encoded_latents, noised_start, start_late
-from .text_guided import (
-    Loop,
-    OutputType,
-    StepCallback,
-    Stopwatch,
-    TextGuidedPipeline,
-    check_call,
-    finished,
-    noise_sources,
-    set_timesteps,
-)
+from ..networks import Autoencoder
+from ..random import Generator, randn
+from ..schedulers import Scheduler
+from .call import Call, timestep_at
+from .text_guided import Start, TextGuidedPipeline
 
 
-class StableDiffusionImg2ImgPipeline(TextGuidedPipeline):
-    """Image to image: `pipeline("a cat", image, strength=0.6, seed=0).images[0]`."""
+def start_from_image(
+    pipeline: TextGuidedPipeline,
+    call: Call,
+    batch: int,
+    image: ImageInput | None,
+    strength: float,
+    latents: Array | None = None,
+) -> Start:
+    """The start of a batch of pictures.
 
-    def __call__(
-        self,
-        prompt: str | Sequence[str] | None = None,
-        image: ImageInput | None = None,
-        strength: float = 0.8,
-        num_inference_steps: int = 50,
-        timesteps: Sequence[int] | None = None,
-        sigmas: Sequence[float] | None = None,
-        guidance_scale: float = 7.5,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_images_per_prompt: int = 1,
-        eta: float = 0.0,
-        generator: Generator | Sequence[Generator] | None = None,
-        prompt_embeds: Array | None = None,
-        negative_prompt_embeds: Array | None = None,
-        *,
-        seed: int | Sequence[int] | None = None,
-        output_type: OutputType = "pil",
-        return_dict: bool = True,
-        clip_skip: int | None = None,
-        callback_on_step_end: StepCallback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> Any:
-        """Makes pictures from prompts and pictures. What is not said here is as in `StableDiffusionPipeline`.
+    Args:
+        pipeline: its scheduler's timesteps are set.
+        call: how many timesteps there are, and where the noise comes from; with a `denoising_start` the image is taken
+            to be as noisy as that.
+        batch: how many pictures; a multiple of the number of images.
+        image: one, or several.
+        strength: how much of the way the noise goes, 0 to 1.
+        latents: what the image would become, if the caller brings it.
 
-        Args:
-            prompt: one, or several for a batch; or `prompt_embeds` instead.
-            image: a PIL image, an array (height, width, 3) in [0, 1], or several; or latents. There may be as many as
-                pictures are made, or fewer, if they go into that number. Sides are rounded down to what the autoencoder
-                can make.
-            strength: how much of the way the noise goes, 0 to 1: of 50 steps, 0.8 takes the last 40.
-            num_inference_steps: of the whole way.
-            timesteps: of the whole way, for schedulers that take their own.
-            sigmas: likewise.
-            guidance_scale: how far past the negative prompt's prediction to go; 1 and below is no guidance.
-            negative_prompt: what to move away from; empty when None.
-            num_images_per_prompt: each with its own noise.
-            eta: of DDIM.
-            generator: where noise comes from; one for the batch, or one per image.
-            prompt_embeds: (batch, length, width), instead of `prompt`.
-            negative_prompt_embeds: the same shape, instead of `negative_prompt`.
-            seed: short for `generator=Generator(seed)`; a list gives one per image. None chooses one.
-            output_type: "pil" images, "np" (batch, height, width, 3) float32 in [0, 1], or "latent".
-            return_dict: a `StableDiffusionPipelineOutput` when true, else the tuple of its first two fields.
-            clip_skip: how many of the text encoder's last layers to leave out for the prompt.
-            callback_on_step_end: called after each step with (pipeline, step, timestep, tensors).
-            callback_on_step_end_tensor_inputs: which tensors it is given: "latents", "prompt_embeds".
+    Raises:
+        TypeError: an image of another kind.
+        ValueError: an image that cannot be used, or a strength that is none or leaves no step.
+    """
+    if image is None:
+        raise ValueError("give an image")
+    vae, scheduler = pipeline.vae, pipeline.scheduler
+    pixels = preprocess_image(image, factor=vae.factor, latent_channels=vae.latent_channels)
+    timesteps = late_timesteps(scheduler, call, strength)
+    source = call.noise_sources(batch)
+    if latents is None:
+        latents = encoded_latents(vae, pixels, batch, source, before_sampling=True)
+        if call.denoising_start is None:
+            latents, _ = noised_start(scheduler, latents, timesteps[0], source)
+    elif len(latents) != batch or np.shape(latents)[1:2] != (vae.latent_channels,):
+        raise ValueError(f"latents must be ({batch}, {vae.latent_channels}, height, width), got {np.shape(latents)}")
+    return Start(latents=latents, timesteps=timesteps, generator=source)
 
-        Raises:
-            TypeError: a prompt or an image of another kind.
-            ValueError: a strength outside [0, 1] or that leaves no step, an image that cannot be used, numbers of
-                prompts and images that do not fit, arguments that exclude each other.
-        """
-        check_call(output_type, callback_on_step_end_tensor_inputs)
-        if image is None:
-            raise ValueError("give an image")
-        stopwatch = Stopwatch()
-        predict = self._guidance(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=guidance_scale,
-            clip_skip=clip_skip,
+
+def late_timesteps(scheduler: Scheduler, call: Call, strength: float) -> list[float]:
+    """The timesteps of a call that starts with a picture; the scheduler's are set, and it is told where it starts.
+
+    Raises:
+        ValueError: strength is not in [0, 1], or leaves no step; a `denoising_start` leaves none.
+    """
+    call.set_timesteps(scheduler)
+    if call.denoising_start is not None:
+        left = _after(scheduler, call.denoising_start)
+    else:
+        own = call.timesteps is not None or call.sigmas is not None
+        left = start_late(scheduler, strength, None if own else call.num_inference_steps)
+    return call.until_the_end(scheduler, left)
+
+
+def _after(scheduler: Scheduler, denoising_start: float) -> list[float]:
+    """The timesteps that come after another model has gone a part of the way; the scheduler is told where it starts."""
+    count = int((scheduler.timesteps < timestep_at(scheduler, denoising_start)).sum())
+    if not count:
+        raise ValueError(
+            f"denoising_start {denoising_start} leaves none of {len(scheduler.timesteps)} timesteps: lower it, "
+            "or raise num_inference_steps"
         )
-        stopwatch.stage("text")
+    if scheduler.order == 2 and count % 2 == 0:
+        count += 1  # between the two evaluations of a step there is no start
+    begin = len(scheduler.timesteps) - count
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    left: list[float] = scheduler.timesteps[begin:].tolist()
+    return left
 
-        pixels = preprocess_image(image, factor=self.vae.factor, latent_channels=self.vae.latent_channels)
-        set_timesteps(self.scheduler, num_inference_steps, timesteps, sigmas)
-        own = timesteps is not None or sigmas is not None
-        left = start_late(self.scheduler, strength, None if own else num_inference_steps)
-        noise_source = noise_sources(generator, seed, predict.batch)
-        clean = encoded_latents(self.vae, pixels, predict.batch, noise_source, before_sampling=True)
-        latents, _ = noised_start(self.scheduler, clean, left[0], noise_source)
-        stopwatch.stage("image")
 
-        loop = Loop(
-            timesteps=left,
-            generator=noise_source,
-            eta=eta,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-        )
-        denoised = self._denoised(predict, latents, loop)
-        stopwatch.stage("denoise")
+def start_late(scheduler: Scheduler, strength: float, num_inference_steps: int | None = None) -> list[float]:
+    """The timesteps that are left when only a part of the way is gone; the scheduler is told where it starts.
 
-        images = self._decoded(denoised, output_type)
-        return finished(images, stopwatch, return_dict)
+    Args:
+        scheduler: its timesteps are set.
+        strength: how much of the way, 0 to 1.
+        num_inference_steps: of the whole way; how many timesteps there are when None.
+
+    Raises:
+        ValueError: strength is not in [0, 1], or leaves no step.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie in [0, 1], got {strength}")
+    steps = len(scheduler.timesteps) if num_inference_steps is None else num_inference_steps
+    begin = (steps - min(int(steps * strength), steps)) * scheduler.order
+    left: list[float] = scheduler.timesteps[begin:].tolist()
+    if begin >= steps * scheduler.order or not left:
+        raise ValueError(f"strength {strength} leaves none of {steps} steps: raise either")
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    return left
+
+
+def repeated(array: Array, batch: int, name: str) -> Array:
+    """An array for a batch: again and again where there are fewer.
+
+    Raises:
+        ValueError: they do not go into the batch, or there are more.
+    """
+    if not len(array) or batch % len(array):
+        raise ValueError(f"there are {len(array)} {name}s for {batch} pictures: the one must go into the other")
+    return np.tile(array, (batch // len(array), *[1] * (array.ndim - 1)))
+
+
+def encoded_latents(
+    vae: Autoencoder,
+    pixels: Array,
+    batch: int,
+    generator: Generator | Sequence[Generator],
+    *,
+    before_sampling: bool = False,
+) -> Array:
+    """The scaled latents of pictures, (batch, latent_channels, height, width), drawn from their distribution.
+
+    Args:
+        vae: the autoencoder.
+        pixels: (images, 3, height, width) in [-1, 1]; or latents, which are taken as they are.
+        batch: how many to make; a multiple of the number of images.
+        generator: one for all, or one per image of the batch.
+        before_sampling: whether images are repeated before latents are drawn, where each has a generator: then those
+            of one image differ.
+    """
+    if pixels.shape[1] == vae.latent_channels:
+        return repeated(pixels, batch, "image")
+    repeated(pixels[:, :1, :1, :1], batch, "image")  # which may raise, before any work
+    distribution = vae.encode(pixels)
+    if not isinstance(generator, Generator):
+        if before_sampling:
+            distribution = replace(distribution, parameters=repeated(distribution.parameters, batch, "image"))
+        generator = generator[: len(distribution.parameters)]
+    return repeated(vae.scale(distribution.sample(generator)), batch, "image")
+
+
+def noised_start(
+    scheduler: Scheduler, clean: Array, timestep: float, generator: Generator | Sequence[Generator]
+) -> tuple[Array, Array]:
+    """Latents with the noise of a timestep, and that noise at variance 1; both of the clean ones' shape."""
+    noise = randn(clean.shape, generator)
+    return scheduler.add_noise(clean, noise, np.full(len(clean), timestep)), noise

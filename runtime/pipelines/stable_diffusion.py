@@ -1,39 +1,34 @@
-"""Text to image with Stable Diffusion (Rombach et al. 2022, arXiv:2112.10752)."""
+"""Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv:2112.10752): text to image, image to image, inpainting."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ..backends import Array
-from ..latents import initial_latents
+from ..image_input import ImageInput, ResizeMode, blur
 from ..random import Generator
-from .text_guided import (
-    Loop,
-    OutputType,
-    StepCallback,
-    Stopwatch,
-    TextGuidedPipeline,
-    check_call,
-    finished,
-    noise_sources,
-    set_timesteps,
-)
+from .arguments import documented
+from .call import Call, OutputType, StepCallback
+from .image_to_image import start_from_image
+from .inpainting import Inpainting, check_inpainting, start_from_mask
+from .prompts import Prompt, Prompts
+from .safety_checked import SafetyCheckedPipeline
+from .text_to_image import start_from_noise
 
 
-class StableDiffusionPipeline(TextGuidedPipeline):
+class StableDiffusionPipeline(SafetyCheckedPipeline):
     """Text to image: `pipeline("a cat", num_inference_steps=25, seed=0).images[0]`."""
 
+    @documented
     def __call__(
         self,
-        prompt: str | Sequence[str] | None = None,
+        prompt: Prompt | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
         guidance_scale: float = 7.5,
-        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt: Prompt | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
         generator: Generator | Sequence[Generator] | None = None,
@@ -49,67 +44,115 @@ class StableDiffusionPipeline(TextGuidedPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
-        """Makes pictures from prompts.
-
-        Args:
-            prompt: one, or several for a batch; or `prompt_embeds` instead.
-            height: of the image in pixels, a multiple of the autoencoder's factor; the model's own when None.
-            width: likewise.
-            num_inference_steps: how many times the noise is lowered; PNDM calls the model once more.
-            timesteps: for schedulers that take their own, instead of `num_inference_steps`.
-            sigmas: likewise.
-            guidance_scale: how far past the negative prompt's prediction to go; 1 and below is no guidance.
-            negative_prompt: what to move away from; empty when None.
-            num_images_per_prompt: each with its own noise.
-            eta: of DDIM (arXiv:2010.02502, equation 16): 0 is deterministic, 1 is DDPM.
-            generator: where noise comes from; one for the batch, or one per image.
-            latents: the starting noise, (batch, channels, height / factor, width / factor), unit variance.
-            prompt_embeds: (batch, length, width), instead of `prompt`.
-            negative_prompt_embeds: the same shape, instead of `negative_prompt`.
-            seed: short for `generator=Generator(seed)`; a list gives one per image. None chooses one.
-            output_type: "pil" images, "np" (batch, height, width, 3) float32 in [0, 1], or "latent".
-            return_dict: a `StableDiffusionPipelineOutput` when true, else the tuple of its first two fields.
-            guidance_rescale: phi of arXiv:2305.08891, section 3.4.
-            clip_skip: how many of the text encoder's last layers to leave out for the prompt; the negative prompt keeps
-                them all, as in diffusers.
-            callback_on_step_end: called after each step with (pipeline, step, timestep, tensors); the tensors of the
-                mapping that it returns replace those of the loop.
-            callback_on_step_end_tensor_inputs: which tensors it is given: "latents", "prompt_embeds".
-
-        Raises:
-            TypeError: a prompt that is no string, a size that is no integer.
-            ValueError: a size that the autoencoder cannot make, arrays of the wrong shape, arguments that exclude
-                each other or do not fit together.
-        """
-        check_call(output_type, callback_on_step_end_tensor_inputs)
+        """Makes pictures from prompts."""
+        arguments = locals()
+        call = Call.of(arguments)
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
         height, width = self._size(height, width, latents)
-        stopwatch = Stopwatch()
-        predict = self._guidance(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            clip_skip=clip_skip,
-        )
-        stopwatch.stage("text")
+        predict = self._guidance(Prompts.of(arguments), guidance_scale, guidance_rescale)
+        call.stopwatch.stage("text")
+        return self._made(predict, start_from_noise(self, call, predict.batch, height, width, latents), call)
 
-        set_timesteps(self.scheduler, num_inference_steps, timesteps, sigmas)
-        noise_source = noise_sources(generator, seed, predict.batch)
-        channels = int(self.unet.config["in_channels"])
-        shape = (predict.batch, channels, height // self.vae.factor, width // self.vae.factor)
-        noise = initial_latents(shape, noise_source, latents) * np.float32(self.scheduler.init_noise_sigma)
-        loop = Loop(
-            timesteps=self.scheduler.timesteps.tolist(),
-            generator=noise_source,
-            eta=eta,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-        )
-        denoised = self._denoised(predict, noise, loop)
-        stopwatch.stage("denoise")
 
-        images = self._decoded(denoised, output_type)
-        return finished(images, stopwatch, return_dict)
+class StableDiffusionImg2ImgPipeline(SafetyCheckedPipeline):
+    """Image to image: `pipeline("a cat", image, strength=0.6, seed=0).images[0]`."""
+
+    @documented
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        image: ImageInput | None = None,
+        strength: float = 0.8,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: Prompt | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generator | Sequence[Generator] | None = None,
+        prompt_embeds: Array | None = None,
+        negative_prompt_embeds: Array | None = None,
+        *,
+        seed: int | Sequence[int] | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        clip_skip: int | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Any:
+        """Makes pictures from prompts and pictures."""
+        arguments = locals()
+        call = Call.of(arguments)
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
+        predict = self._guidance(Prompts.of(arguments), guidance_scale)
+        call.stopwatch.stage("text")
+        start = start_from_image(self, call, predict.batch, image, strength)
+        call.stopwatch.stage("image")
+        return self._made(predict, start, call)
+
+
+class mask_processor:  # noqa: N801  # diffusers' name of an object of which this is what users call
+    """What masks are prepared with: `pipeline.mask_processor.blur(mask, blur_factor=33)`."""
+
+    blur = staticmethod(blur)
+
+
+class StableDiffusionInpaintPipeline(SafetyCheckedPipeline):
+    """Inpainting: `pipeline("a cat", image, mask_image, seed=0).images[0]`; what is white in the mask is made anew."""
+
+    mask_processor = mask_processor
+
+    @documented
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
+        masked_image_latents: Array | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        padding_mask_crop: int | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: Prompt | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generator | Sequence[Generator] | None = None,
+        latents: Array | None = None,
+        prompt_embeds: Array | None = None,
+        negative_prompt_embeds: Array | None = None,
+        *,
+        resize_mode: ResizeMode = "default",
+        seed: int | Sequence[int] | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        clip_skip: int | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Any:
+        """Makes a part of pictures anew. Image and mask are resized to `height` and `width`."""
+        arguments = locals()
+        call = Call.of(arguments)
+        self._check_callback(call.callback_on_step_end_tensor_inputs)
+        height, width = self._size(height, width)
+        crop = check_inpainting(image, mask_image, (height, width), padding_mask_crop, call)
+        predict = self._guidance(Prompts.of(arguments), guidance_scale)
+        call.stopwatch.stage("text")
+        inpainting = Inpainting(
+            image=image,
+            mask_image=mask_image,
+            masked_image_latents=masked_image_latents,
+            height=height,
+            width=width,
+            crop=crop,
+            resize_mode=resize_mode,
+            strength=strength,
+            latents=latents,
+        )
+        start = start_from_mask(self, call, predict.batch, inpainting)
+        call.stopwatch.stage("image")
+        return self._made(predict, start, call, inpainting.overlaid)

@@ -1,8 +1,7 @@
 """Pictures from noise alone: DDPM (Ho et al. 2020, arXiv:2006.11239), DDIM (Song et al. 2020, arXiv:2010.02502)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ..backends import Array
 from ..denoising import denoise
@@ -12,18 +11,8 @@ from ..networks import Engine, UNet2DModel
 from ..random import Generator, randn
 from ..schedulers import DDIMScheduler, Scheduler
 from .base import DiffusionPipeline
-from .text_guided import Stopwatch, noise_sources
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-
-@dataclass(frozen=True)
-class ImagePipelineOutput:
-    """What a call made."""
-
-    images: "list[Image] | Array"  # PIL images; (batch, height, width, channels) in [0, 1] for "np"
-    timings: dict[str, float] = field(default_factory=dict)  # seconds in each stage: denoise, image
+from .call import noise_sources
+from .outputs import ImagePipelineOutput, Stopwatch
 
 
 class UnconditionalPipeline(DiffusionPipeline, abstract=True):

@@ -1,5 +1,6 @@
 """Inpainting photographs, with UNets of 4 channels and of 9, against diffusers."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,7 @@ def test_bad_calls_are_refused(pair: Pair, options: dict[str, Any], error: type[
 
 def test_a_unet_of_other_channels_is_refused(four: Pair) -> None:
     pipeline = StableDiffusionInpaintPipeline.from_pipe(four[0])
-    pipeline.unet = type("UNet", (), {"config": {"in_channels": 5}})()
+    pipeline.unet = copy.copy(pipeline.unet)
+    pipeline.unet.config = {**pipeline.unet.config, "in_channels": 5}
     with pytest.raises(ValueError, match=r"^inpainting needs a UNet of 4 or 9 channels, this one has 5$"):
         pipeline(**inputs())

@@ -97,24 +97,13 @@ def test_errors_sees_nan_and_shapes() -> None:
     assert np.isnan(errors(ones * np.nan, ones)[0])
 
 
+def test_a_decision_that_differs_is_an_error_of_one() -> None:
+    neither, one = np.zeros(2, np.bool_), np.array([True, False])
+    assert errors(neither, neither) == errors(one, one) == (0, 0)
+    assert errors(one, neither) == errors(neither, one) == (1, 1)
+
+
 Fails = Callable[..., str]
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Exports, and gives the one sentence that the command ends with; the destination must be as it was."""
-
-    def export(checkpoint: Path, destination: Path, *options: str) -> str:
-        before = sorted(destination.rglob("*")) if destination.exists() else None
-        status = cli.main(["export", str(checkpoint), str(destination), *options])
-        printed = capsys.readouterr()
-        assert status == 1, printed.out
-        assert (sorted(destination.rglob("*")) if destination.exists() else None) == before
-        assert not list(destination.parent.glob(f".{destination.name}*")), "something was left behind"
-        (sentence,) = printed.err.splitlines()
-        return sentence.removeprefix("safelight: ")
-
-    return export
 
 
 def test_a_passed_tolerance_names_the_component_and_the_error(
@@ -160,7 +149,7 @@ def test_other_content_is_left_alone(fails: Fails, copy: Path, tmp_path: Path) -
 def test_what_is_no_checkpoint_is_refused(fails: Fails, copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "does not exist, and is no hub id either" in fails(tmp_path / "none", out)
-    assert "is a file; a checkpoint is a folder" in fails(copy / "model_index.json", out)
+    assert "is a file of an unknown kind; a checkpoint is a folder" in fails(copy / "model_index.json", out)
     assert "is no checkpoint: it has no model_index.json" in fails(copy / "unet", out)
     (copy / "model_index.json").write_text("{")
     assert "model_index.json is not valid JSON" in fails(copy, out)

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pairs import photograph, relative
+from recorded import record
 
 from safelight.export.checkpoint import open_checkpoint
 from safelight.export.folder import ExportOptions, export_model
@@ -35,18 +36,6 @@ DDPM_256: dict[str, Any] = {
     "norm_eps": 1e-6,
 }
 LIMIT = 1e-4  # relative, float32
-
-
-def record(name: str, **numbers: Any) -> None:
-    if file := os.environ.get("SAFELIGHT_RECORD"):
-        path = Path(file)
-        content = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**content, name: numbers}, indent=2, sort_keys=True) + "\n")
-
-
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    assert found.shape == expected.shape
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def test_ddpm_256(tmp_path: Path) -> None:
@@ -110,3 +99,59 @@ def test_dpt_large(tmp_path: Path) -> None:
     error = relative(network({"pixel_values": pixels})["predicted_depth"], expected)
     assert error < LIMIT
     record("Intel/dpt-large", parameters=parameters, relative_error=error, export_seconds=round(seconds))
+
+
+def test_safety_checker(tmp_path: Path) -> None:
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    vision = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "patch_size": 14,
+    }
+    torch.manual_seed(0)
+    theirs = StableDiffusionSafetyChecker(CLIPConfig(projection_dim=768, vision_config=vision)).eval()
+    parameters = sum(parameter.numel() for parameter in theirs.parameters())
+    processor = CLIPImageProcessor()
+    pixels = processor(
+        [photograph(name) for name in ("astronaut", "coffee", "chelsea")], return_tensors="pt"
+    ).pixel_values
+    with torch.no_grad():
+        for parameter in theirs.vision_model.parameters():
+            if parameter.ndim > 1:  # which transformers leaves so small that all pictures look alike
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+        embeds = torch.nn.functional.normalize(theirs.visual_projection(theirs.vision_model(pixels).pooler_output))
+        theirs.concept_embeds.normal_()[0] = (embeds - embeds.mean(dim=0))[1]  # what tells the second picture apart
+        theirs.special_care_embeds.normal_()
+        cosines = torch.nn.functional.cosine_similarity(embeds[:, None], theirs.concept_embeds[None], dim=-1)
+        theirs.concept_embeds_weights[0] = cosines[:, 0].topk(2).values.mean()
+    folder = tmp_path / "checkpoint"
+    theirs.save_pretrained(folder / "safety_checker")
+    processor.save_pretrained(folder / "feature_extractor")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    started = time.perf_counter()
+    export_model(open_checkpoint(folder), tmp_path / "model", ExportOptions())
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        expected = (cosines - theirs.concept_embeds_weights).numpy()
+        _, found = theirs(pixels, np.ones((3, 8, 8, 3)))
+    network = open_network(open_model_folder(tmp_path / "model").graph("safety_checker", "onnxruntime-cpu"))
+    result = network({"clip_input": pixels.numpy()})
+    error = relative(result["concept_scores"], expected)
+    assert found == [False, True, False]
+    assert result["has_nsfw_concepts"].tolist() == found
+    assert error < LIMIT
+    record(
+        "CompVis/stable-diffusion-safety-checker",
+        parameters=parameters,
+        relative_error=error,
+        export_seconds=round(seconds),
+    )

@@ -33,7 +33,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[NetworkDescription
     torch.manual_seed(0)
     reference = UNet2DConditionModel.from_config(CONFIG)
     config = reference.config.to_dict()
-    (description,) = describe("UNet2DConditionModel", "unet", config)
+    (description,) = describe("UNet2DConditionModel", "unet", config, {})
     graph = trace(description, build("UNet2DConditionModel", config, torch.float32))
     transposed = store_transposed(graph, parameters(graph, description))
     names = [str(value.name) for value in parameters(graph, description)]

@@ -64,6 +64,8 @@ def test_wheel_holds_the_packages_and_the_bundled_model(installed: Path) -> None
         }
         assert sources == shipped
         assert (installed / "safelight" / folder / "py.typed").is_file()
+    vocabulary = Path("export", "single_file", "bpe_simple_vocab_16e6.txt.gz")
+    assert (installed / "safelight" / vocabulary).read_bytes() == (ROOT / vocabulary).read_bytes()
     model = ROOT / "runtime" / "models" / "emoji"
     files = {path.relative_to(model): path.read_bytes() for path in model.rglob("*") if path.is_file()}
     assert files

@@ -535,8 +535,8 @@ def test_the_help_of_a_verb_shows_its_options(verb: str, capsys: pytest.CaptureF
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.startswith(f"usage: safelight {verb} ")
     if verb == "generate":
-        assert "how many times the noise is lowered (default: 50)" in shown
-        assert "1 is no guidance (default: 7.5)" in shown
+        assert "how many times the noise is lowered (default: 4 or 50 or 100 or 1000, as the pipeline has it)" in shown
+        assert "1 is no guidance (default: 5.0 or 7.5 or 8.5, as the pipeline has it)" in shown
 
 
 @pytest.mark.parametrize("arguments", [[], ["nothing"], ["generate", "--nothing"], ["generate", "x", "--seed", "one"]])

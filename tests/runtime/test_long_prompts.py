@@ -3,18 +3,26 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
-from safelight.runtime import CLIPTextModel, CLIPTokenizer, bundled_model
+from safelight.runtime import (
+    CLIPTextModel,
+    CLIPTokenizer,
+    StableDiffusionPipeline,
+    bundled_model,
+    conditioning,
+    long_prompts,
+)
 from safelight.runtime.backends import Array
-from safelight.runtime.conditioning import encode_prompts
-from safelight.runtime.long_prompts import encode_long_prompt_pair, encode_long_prompts
+from safelight.runtime.conditioning import PromptEncoder
 from safelight.runtime.model_folder import open_model_folder
 from safelight.runtime.networks import Engine, open_text_encoder
+from safelight.runtime.pipelines.prompts import Prompts
 
 ROOM = 30  # tokens in a chunk of the bundled model: 32 without begin and end
 CATS = ("cat " * ROOM).strip()  # a chunk exactly
@@ -30,6 +38,16 @@ def text_encoder() -> Iterator[CLIPTextModel]:
 @pytest.fixture
 def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(bundled_model() / "tokenizer")
+
+
+def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str], **options: Any) -> Array:
+    return conditioning.encode_prompts(PromptEncoder(tokenizer, text_encoder), prompts, **options).hidden
+
+
+def encode_long_prompts(
+    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str], **options: Any
+) -> Array:
+    return long_prompts.encode_long_prompts(PromptEncoder(tokenizer, text_encoder), prompts, **options).hidden
 
 
 def assert_close(actual: Array, expected: Array) -> None:
@@ -111,6 +129,9 @@ def test_chunks_are_those_of_compel(
 def test_prompts_and_negative_prompts_have_as_many_chunks(
     tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel
 ) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(bundled_model())
+    pipeline.enable_long_prompts()
+
     def encoded(text: str, clip_skip: int | None) -> Array:
         return encode_prompts(tokenizer, text_encoder, [text], clip_skip=clip_skip)[0]
 
@@ -119,10 +140,9 @@ def test_prompts_and_negative_prompts_have_as_many_chunks(
             [CATS, "dog"] if prompt != "dog" else ["dog", ""],
             [CATS, "red"] if negative != "red" else ["red", ""],
         ]
-        pair = encode_long_prompt_pair(
-            tokenizer, text_encoder, [prompt, "apple"], [negative], weighted=False, chunked=True, clip_skip=1
-        )
-        assert [half.shape for half in pair] == [(2, 64, 96), (1, 64, 96)]
+        prompts = Prompts(prompt=[prompt, "apple"], negative_prompt=negative, clip_skip=1)
+        pair = [half.hidden for half in reversed(pipeline._halves(prompts, guided=True))]
+        assert [half.shape for half in pair] == [(2, 64, 96), (2, 64, 96)]
         # the negative prompt keeps all layers
         for half, texts, skip in zip(pair, chunks, (1, None), strict=True):
             assert_close(half[0], np.concatenate([encoded(text, skip) for text in texts]))
@@ -133,16 +153,6 @@ def test_text_can_be_made_as_long_as_given_embeddings(tokenizer: CLIPTokenizer, 
     actual = encode_long_prompts(tokenizer, text_encoder, ["cat"], weighted=False, chunked=True, min_chunks=3)
     expected = [encode_prompts(tokenizer, text_encoder, [text])[0] for text in ("cat", "", "")]
     assert_close(actual, np.concatenate(expected)[None])
-
-
-def test_a_pair_without_weights_and_chunks_is_encoded_as_ever(
-    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel
-) -> None:
-    pair = encode_long_prompt_pair(
-        tokenizer, text_encoder, ["(cat", "dog"], ["red"], weighted=False, chunked=False, clip_skip=1
-    )
-    np.testing.assert_array_equal(pair[0], encode_prompts(tokenizer, text_encoder, ["(cat", "dog"], clip_skip=1))
-    np.testing.assert_array_equal(pair[1], encode_prompts(tokenizer, text_encoder, ["red"]))
 
 
 @pytest.mark.parametrize("chunked", [False, True])

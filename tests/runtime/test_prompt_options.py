@@ -9,7 +9,7 @@ from pairs import PROMPT, photograph
 from safetensors.numpy import save_file
 
 from safelight.runtime import AutoPipelineForImage2Image, DiffusionPipeline, StableDiffusionPipeline, bundled_model
-from safelight.runtime.conditioning import encode_prompts
+from safelight.runtime.conditioning import PromptEncoder, encode_prompts
 
 LONG = ", ".join(f"cat face number {index}" for index in range(20))
 
@@ -66,7 +66,9 @@ def test_negative_prompts_are_as_long(pipeline: StableDiffusionPipeline) -> None
     assert latents(pipeline, "cat", negative_prompt=LONG).shape == (1, 4, 16, 16)
     with pytest.raises(ValueError, match=r"^there are 2 prompts and 3 negative prompts$"):
         latents(pipeline, ["a", "b"], negative_prompt=["a", "b", "c"])
-    embeds = np.concatenate([encode_prompts(pipeline.tokenizer, pipeline.text_encoder, ["cat"])] * 2, axis=1)
+    embeds = np.concatenate(
+        [encode_prompts(PromptEncoder(pipeline.tokenizer, pipeline.text_encoder), ["cat"]).hidden] * 2, axis=1
+    )
     assert latents(pipeline, None, prompt_embeds=embeds, negative_prompt="dog").shape == (1, 4, 16, 16)
 
 

@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-from safelight.runtime import bundled_model, source
+from safelight.runtime import DiffusionPipeline, bundled_model, source
 from safelight.runtime.model_folder import open_model_folder
 from safelight.runtime.source import cache_folder, download, exported, is_hub_id, local_file, local_model
 
@@ -290,6 +290,25 @@ def test_a_checkpoint_that_cannot_be_exported_fails_in_one_sentence(checkpoint: 
         local_model(checkpoint)
     assert "safelight:" not in str(caught.value)
     assert not list(cache.rglob("*.json"))
+
+
+def test_a_single_file_is_exported_once_by_its_content(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
+) -> None:
+    exports = stand_in_for_export(monkeypatch)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    with DiffusionPipeline.from_single_file(file) as pipeline:
+        assert pipeline.folder.path == local_model(file)
+    assert local_model(file).parent == cache / "exports"
+    assert local_model(Path(shutil.copy(file, tmp_path / "moved.safetensors"))) == local_model(file)
+    assert exports.commands[0][3:5] == ["export", str(file)]
+    assert len(exports.commands) == 1
+    file.write_bytes(b"two")
+    local_model(file)
+    assert len(exports.commands) == 2
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors is no file on this machine"):
+        DiffusionPipeline.from_single_file(tmp_path / "none.safetensors")
 
 
 def test_a_checkpoint_makes_the_exports_picture_in_a_process_without_torch(

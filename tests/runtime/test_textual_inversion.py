@@ -17,7 +17,7 @@ from safetensors.torch import save_file as save_torch_file
 
 from safelight.runtime import CLIPTextModel, CLIPTokenizer, bundled_model, textual_inversion
 from safelight.runtime.backends import Array, open_network
-from safelight.runtime.conditioning import encode_prompts
+from safelight.runtime.conditioning import PromptEncoder, encode_prompts
 from safelight.runtime.model_folder import ModelFolder, open_model_folder
 from safelight.runtime.networks import Engine, open_text_encoder
 from safelight.runtime.textual_inversion import (
@@ -56,7 +56,7 @@ class Model:
         return load_textual_inversion(path, token=token, **vars(self))
 
     def encode(self, *prompts: str) -> Array:
-        return encode_prompts(self.tokenizer, self.text_encoder, prompts)
+        return encode_prompts(PromptEncoder(self.tokenizer, self.text_encoder), prompts).hidden
 
 
 @pytest.fixture
@@ -238,7 +238,11 @@ def write(tensors: dict[str, Array]) -> Callable[[Path], None]:
         (write({"<x>": vectors(1, 2, WIDTH)}), "x.safetensors", r"got float32 \(1, 2, 96\)"),
         (write({"<x>": np.zeros(WIDTH, np.int64)}), "x.safetensors", "floating-point numbers, got int64"),
         (write({"<x>": np.full(WIDTH, 1e6, np.float32)}), "x.safetensors", "not finite in float16"),
-        (write({"clip_l": vectors(1, 4), "clip_g": vectors(1, 4)}), "x.safetensors", "got 2: clip_g, clip_l"),
+        (
+            write({"clip_l": vectors(1, 4), "clip_g": vectors(1, 4)}),
+            "x.safetensors",
+            "has embeddings for the two text encoders of SDXL, and this model has one",
+        ),
         (
             write({f"layer.{n}": vectors(1, 4) for n in range(9)}),
             "x.safetensors",

@@ -1,0 +1,69 @@
+"""What opens a network, and the configuration beside its graph."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ..backends import Array, Network, backend_module, open_network
+from ..config import FrozenConfig
+from ..model_folder import ModelFolder
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Which backend opens a network, and on which device."""
+
+    backend: str = "onnxruntime"
+    device: str = "cpu"
+
+    def open(self, folder: ModelFolder, network: str) -> Network:
+        """Opens the graph that suits this engine best."""
+        target = backend_module(self.backend).target(self.device)
+        return open_network(folder.graph(network, target), backend=self.backend, device=self.device)
+
+
+#: class -> what it takes, in diffusers and transformers, for keys that a checkpoint's `config.json` leaves out
+DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "AutoencoderKL": {
+            "block_out_channels": [64],
+            "latent_channels": 4,
+            "sample_size": 32,
+            "scaling_factor": 0.18215,
+            "shift_factor": None,
+        },
+        "AutoencoderTiny": {
+            "latent_channels": 4,
+            "num_encoder_blocks": [1, 3, 3, 3],
+            "scaling_factor": 1.0,
+            "shift_factor": 0.0,
+        },
+        "CLIPTextModel": {"num_hidden_layers": 12, "hidden_size": 512, "layer_norm_eps": 1e-5},
+        "CLIPTextModelWithProjection": {"num_hidden_layers": 12, "hidden_size": 512, "projection_dim": 512},
+        "DPTForDepthEstimation": {},
+        "StableDiffusionSafetyChecker": {},
+        "UNet2DModel": {"sample_size": None, "in_channels": 3},
+        "UNet2DConditionModel": {
+            "sample_size": None,
+            "in_channels": 4,
+            "cross_attention_dim": 1280,
+            "addition_embed_type": None,
+            "addition_time_embed_dim": None,
+            "projection_class_embeddings_input_dim": None,
+            "time_cond_proj_dim": None,
+        },
+    }
+)
+
+
+def read_config(folder: ModelFolder, network: str, class_name: str) -> FrozenConfig:
+    """The configuration beside a network's graph, with the defaults of its class where it is silent."""
+    return FrozenConfig({**DEFAULTS[class_name], **folder.config(network)})
+
+
+def float32(array: Array) -> Array:
+    """The array in the dtype that everything outside the networks is computed in."""
+    return np.asarray(array, dtype=np.float32)
