@@ -1,4 +1,4 @@
-"""What the three networks share: being built from a configuration and loaded from a checkpoint."""
+"""What the networks share: being built from a configuration and loaded from a checkpoint."""
 
 import re
 from collections.abc import Mapping

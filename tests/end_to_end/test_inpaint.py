@@ -140,6 +140,14 @@ def test_resize_modes_equal_diffusers_processors(pair: Pair, mode: Any) -> None:
     assert relative(stretched, np.asarray(expected)) > LATENTS_TOLERANCE
 
 
+def test_arrays_are_images_and_masks(pair: Pair) -> None:
+    given = inputs(num_inference_steps=3, seed=0, output_type="latent")
+    expected = pair[0](**given).images
+    image, mask = (np.asarray(given[name], dtype=np.float32) / 255 for name in ("image", "mask_image"))
+    for arrays in ({"image": image, "mask_image": mask}, {"image": [image], "mask_image": mask[None, ..., None]}):
+        np.testing.assert_allclose(pair[0](**given | arrays).images, expected, rtol=0, atol=1e-5)
+
+
 def test_latents_given_equal_diffusers(pair: Pair) -> None:
     latents = np.random.default_rng(0).standard_normal((1, 4, HEIGHT // 8, WIDTH // 8), dtype=np.float32)
     assert_same(pair, **inputs(latents=latents, num_inference_steps=4))
