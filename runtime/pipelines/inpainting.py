@@ -69,15 +69,31 @@ def check_inpainting(
 
     if image is None or mask_image is None:
         raise ValueError(f"give {'an image' if image is None else 'a mask_image'}")
-    pictures = [part for part in (image, mask_image) if isinstance(part, Image)]
-    if len({picture.size for picture in pictures}) > 1:
-        raise ValueError(f"image and mask must be of one size, got {pictures[0].size} and {pictures[1].size}")
+    own, masked = _sizes(image), _sizes(mask_image)
+    for number in range(max(len(own), len(masked)) if own and masked else 0):
+        one, other = own[number % len(own)], masked[number % len(masked)]
+        if one != other:
+            raise ValueError(f"image and mask must be of one size, got {one} and {other}")
     if padding is None:
         return None
+    pictures = [part for part in (image, mask_image) if isinstance(part, Image)]
     if len(pictures) < 2 or call.output_type != "pil":
         raise ValueError("padding_mask_crop needs image, mask_image and output_type to be PIL")
     height, width = size
     return crop_region(pictures[1], width, height, padding)
+
+
+def _sizes(images: Any) -> list[tuple[int, int]]:
+    """Width and height of each picture or array; latents, and what is no picture at all, have none here."""
+    sizes = []
+    for each in images if isinstance(images, list | tuple) else [images]:
+        if not isinstance(each, np.ndarray):
+            sizes += [each.size] if hasattr(each, "convert") else []
+        elif each.ndim == 2 or (each.ndim == 3 and each.shape[-1] not in (1, 3)):
+            sizes.append((each.shape[-1], each.shape[-2]))
+        elif each.ndim in (3, 4) and each.shape[-1] in (1, 3):
+            sizes.append((each.shape[-2], each.shape[-3]))
+    return sizes
 
 
 def start_from_mask(pipeline: TextGuidedPipeline, call: Call, batch: int, what: Inpainting) -> Start:

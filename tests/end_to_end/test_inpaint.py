@@ -204,3 +204,18 @@ def test_a_unet_of_other_channels_is_refused(four: Pair) -> None:
     pipeline.unet.config = {**pipeline.unet.config, "in_channels": 5}
     with pytest.raises(ValueError, match=r"^inpainting needs a UNet of 4 or 9 channels, this one has 5$"):
         pipeline(**inputs())
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        (np.zeros((64, 64, 3), np.float32), np.ones((32, 48), np.float32)),
+        (np.zeros((1, 64, 64, 3), np.float32), np.ones((1, 32, 48, 1), np.float32)),
+        ([photograph("coffee", (64, 64))], photograph("coffee", (48, 32)).convert("L")),
+        (photograph("coffee", (64, 64)), np.ones((32, 48), np.float32)),
+    ],
+    ids=["arrays", "batches", "a list", "a picture and an array"],
+)
+def test_an_image_and_a_mask_of_different_sizes_are_refused(four: Pair, image: Any, mask: Any) -> None:
+    with pytest.raises(ValueError, match=r"^image and mask must be of one size, got \(64, 64\) and \(48, 32\)$"):
+        four[0](**inputs(image=image, mask_image=mask))
