@@ -17,7 +17,7 @@ from safelight.runtime.source import download, is_hub_id
 from . import pickled
 from .families import IN_FOLDERS, pipeline_family
 from .fit import check_fit
-from .networks import COMPONENT_KINDS
+from .networks import COMPONENT_KINDS, NetworkDescription, describe, network_names
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,12 @@ class Component:
     variant: str | None
     files: tuple[Path, ...]  # of the checkpoint, that it is read from
 
+    def configuration(self) -> dict[str, Any]:
+        """Its configuration, complete with its class's defaults."""
+        config_class = COMPONENT_KINDS[self.class_name].model.config_class
+        config: dict[str, Any] = config_class.from_dict(read_config(self.path)).to_dict()
+        return config
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -49,6 +55,8 @@ class Checkpoint:
     files: Mapping[str, Path]  # in the export -> in the checkpoint: what is copied as it is
     tokenizers: tuple[str, ...]
     left_out: tuple[str, ...]  # optional components that it has and an export does not
+    networks: Mapping[str, tuple[str, ...]]  # component -> those of its networks that are exported
+    networks_left_out: tuple[str, ...]  # those that the user left out
     source: dict[str, Any]  # for the manifest
 
 
@@ -59,6 +67,7 @@ def open_checkpoint(
     revision: str | None = None,
     token: str | None = None,
     safety_checker: bool = True,
+    components: Collection[str] | None = None,
     unpickled: Path | None = None,
 ) -> Checkpoint:
     """Finds a checkpoint and looks it over.
@@ -69,6 +78,7 @@ def open_checkpoint(
         revision: of a hub id.
         token: for the hub.
         safety_checker: whether to export it, if there is one.
+        components: which to export, by their names or those of their networks ("vae", "vae_decoder"); all when None.
         unpickled: an empty folder that networks whose weights are pickled are written into, in safetensors; when None,
             pickles are refused.
 
@@ -93,32 +103,64 @@ def open_checkpoint(
     networks = {name: class_name for name, class_name in exported.items() if class_name in COMPONENT_KINDS}
     if not networks:
         raise ValueError(f"{path / MODEL_INDEX} names no network")
+    wanted = _wanted(networks, components)
+    unwanted = networks.keys() - wanted.keys()
+    exported = {name: class_name for name, class_name in exported.items() if name not in unwanted}
     if _SAFETY_CHECKER in exported and _FEATURE_EXTRACTOR not in exported:
         raise ValueError(
             f"{path} has a safety_checker, and no feature_extractor that prepares its input; "
             "--no-safety-checker leaves it out"
         )
     copied = _copied(path, exported)
-    components = _components(path, networks, exported, variant, unpickled)
-    check_fit([_configured(component) for component in components], index)
+    opened = _components(path, {name: networks[name] for name in wanted}, exported, variant, unpickled)
+    if not unwanted:
+        check_fit([(component.name, component.class_name, component.configuration()) for component in opened], index)
     return Checkpoint(
         path=path,
         index=index,
-        components=tuple(components),
+        components=tuple(opened),
         files=copied,
         tokenizers=tuple(name for name, class_name in exported.items() if class_name in _TOKENIZERS),
         left_out=left_out,
+        networks=wanted,
+        networks_left_out=tuple(
+            network
+            for name, class_name in networks.items()
+            for network in network_names(class_name, name)
+            if network not in wanted.get(name, ())
+        ),
         source={
             "id": str(source) if is_hub_id(str(source)) and not Path(source).exists() else path.resolve().name,
             "revision": revision,
             "variant": variant,
             "files": {
                 str(file.relative_to(path)): file_record(file).sha256
-                for component in components
+                for component in opened
                 for file in component.files
             },
         },
     )
+
+
+def _wanted(networks: Mapping[str, str], chosen: Collection[str] | None) -> dict[str, tuple[str, ...]]:
+    """Component -> the names of its networks that are to be exported.
+
+    Raises:
+        ValueError: a name is neither a component's nor a network's.
+    """
+    names = {name: network_names(class_name, name) for name, class_name in networks.items()}
+    if chosen is None:
+        return names
+    known = {*names, *(network for several in names.values() for network in several)}
+    if unknown := [name for name in chosen if name not in known]:
+        raise ValueError(f"there is no component {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    if not chosen:
+        raise ValueError(f"no component was named; there are {', '.join(sorted(known))}")
+    wanted = {
+        name: several if name in chosen else tuple(network for network in several if network in chosen)
+        for name, several in names.items()
+    }
+    return {name: several for name, several in wanted.items() if several}
 
 
 def _index(path: Path) -> dict[str, Any]:
@@ -247,16 +289,15 @@ def _component(name: str, class_name: str, folder: Path, variant: str | None, un
     weights = [] if has_weights(folder, variant=variant) else pickled.weight_files(folder, variant=variant)
     if unpickled is not None and weights:
         pickled.convert(weights, config, unpickled / name)
-        COMPONENT_KINDS[class_name].model.check_pretrained(unpickled / name)
+        COMPONENT_KINDS[class_name].model.open_weights(unpickled / name)
         return Component(name, class_name, unpickled / name, None, (config, *weights))
-    COMPONENT_KINDS[class_name].model.check_pretrained(folder, variant=variant)
+    COMPONENT_KINDS[class_name].model.open_weights(folder, variant=variant)
     return Component(name, class_name, folder, variant, (config, *find_weights(folder, variant=variant)))
 
 
-def _configured(component: Component) -> tuple[str, str, dict[str, Any]]:
-    """Name, class and complete configuration of a network."""
-    config_class = COMPONENT_KINDS[component.class_name].model.config_class
-    return component.name, component.class_name, config_class.from_dict(read_config(component.path)).to_dict()
+def descriptions(component: Component, pipeline: Mapping[str, Any]) -> list[NetworkDescription]:
+    """The networks that a component is written as; `pipeline` is model_index.json."""
+    return describe(component.class_name, component.name, component.configuration(), pipeline)
 
 
 def _folder(path: Path, name: str, file: str) -> Path:

@@ -16,8 +16,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("destination", metavar="DESTINATION", type=Path, help="a folder that is new or empty")
     parser.add_argument("--opset", type=int, default=23, help="of model.onnx: 18 to 23 (default: %(default)s)")
-    parser.add_argument("--dtype", default="fp32", help="of the arithmetic: fp32 or fp16 (default: %(default)s)")
-    parser.add_argument("--weights-dtype", help="of the stored weights: fp32 or fp16 (default: that of the arithmetic)")
+    parser.add_argument("--dtype", default="fp32", help="of the arithmetic: fp32, fp16 or bf16 (default: %(default)s)")
+    parser.add_argument(
+        "--weights-dtype", help="of the stored weights: fp32, fp16 or bf16 (default: that of the arithmetic)"
+    )
+    parser.add_argument(
+        "--full-precision",
+        metavar="NETWORKS",
+        type=_names,
+        default=(),
+        help="networks that compute in fp32 whatever --dtype says, such as vae_encoder,vae_decoder",
+    )
+    parser.add_argument(
+        "--components",
+        metavar="NAMES",
+        type=_names,
+        help="export these alone, such as unet,vae_decoder (default: everything that a pipeline needs)",
+    )
+    parser.add_argument(
+        "--targets",
+        metavar="NAMES",
+        type=_names,
+        help="engines to write a graph for, beside model.onnx that any can read (default: all that take the dtype)",
+    )
     parser.add_argument(
         "--device", default="cpu", help="where the graphs are checked: cpu or cuda (default: %(default)s)"
     )
@@ -47,14 +68,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a list with commas."""
+    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Exports; prints a line a stage, and the fidelity of each component."""
     try:
         import torch  # noqa: F401  # the first of the extra's packages: what follows needs them all
 
-        from .folder import ExportOptions, check_destination, export_model
+        from .folder import export_model
         from .lora import LoraFile
+        from .options import ExportOptions
         from .source import open_source
+        from .staging import check_destination
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"export needs: pip install 'safelight[export]' ({error})") from error
     started = time.perf_counter()
@@ -67,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
         opset=arguments.opset,
         dtype=arguments.dtype,
         weights_dtype=arguments.weights_dtype,
+        full_precision=arguments.full_precision,
+        targets=arguments.targets,
         device=arguments.device,
         atol=arguments.atol,
         validate=not arguments.no_validate,
@@ -82,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         allow_pickle=arguments.allow_pickle,
         prediction_type=arguments.prediction_type,
         safety_checker=not arguments.no_safety_checker,
+        components=arguments.components,
         progress=progress,
     ) as checkpoint:
         export_model(checkpoint, arguments.destination, options, progress=progress)

@@ -1,67 +1,30 @@
 """The export: a checkpoint goes in, a model folder comes out, whole or not at all."""
 
-import gc
 import importlib.metadata
 import json
-import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-import torch
-from torch import nn
-
-from safelight.runtime.manifest import ComponentRecord, FileRecord, Manifest, TensorRecord, file_record
-from safelight.runtime.model_folder import CANONICAL, GRAPH, MODEL_INDEX
+from safelight.runtime.manifest import ComponentRecord, FileRecord, Manifest, component_record, file_record
+from safelight.runtime.model_folder import MODEL_INDEX
 from safelight.runtime.tokenizer import CLIPTokenizer
 
-from . import lowering
-from .checkpoint import Checkpoint, Component
-from .fidelity import TOLERANCES, FidelityError, compare
-from .lora import Lora, LoraFile, fuse, open_loras
-from .networks import COMPONENT_KINDS, NetworkDescription, build, describe
-from .trace import parameters, trace
-from .weights import WEIGHTS_NAME, WeightFile, bind, store_transposed, write_weights
+from .checkpoint import Checkpoint
+from .component import ComponentTask, export_component
+from .lora import Lora, open_loras
+from .networks import COMPONENT_KINDS
+from .options import ExportOptions
+from .preflight import Shapes, check_disk, check_memory
+from .staging import Staging, staging
+from .worker import run_apart
 
-logger = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 PACKAGES = ("safelight", "torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """How to export; the defaults are the command's."""
-
-    opset: int = 23  # of model.onnx, the graph that any engine can read
-    dtype: str = "fp32"  # of the arithmetic, and of a network's floating-point inputs and outputs
-    weights_dtype: str | None = None  # of the storage; that of the arithmetic when None
-    device: str = "cpu"  # where the written graphs are run against the reference
-    atol: float | None = None  # the largest absolute error that passes; relative tolerances when None
-    validate: bool = True
-    loras: tuple[LoraFile, ...] = ()  # fused into the weights, in this order
-
-    def __post_init__(self) -> None:
-        """Checks what can be checked without a checkpoint.
-
-        Raises:
-            ValueError: an option that no export can have.
-        """
-        for name in {self.dtype, self.weights_dtype or self.dtype}:
-            if name not in DTYPES:
-                raise ValueError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
-        if self.opset not in lowering.OPSETS:
-            raise ValueError(f"opset must be one of {', '.join(map(str, lowering.OPSETS))}, got {self.opset}")
-        if self.atol is not None and not self.atol > 0:
-            raise ValueError(f"atol must be above 0, got {self.atol}")
 
 
 def export_model(
@@ -69,17 +32,20 @@ def export_model(
     destination: Path,
     options: ExportOptions | None = None,
     *,
+    processes: bool = True,
     progress: Progress = lambda _: None,
 ) -> Manifest:
     """Exports a checkpoint, one component at a time.
 
     Everything is written into a folder beside the destination, which takes its place when the manifest is complete:
-    a folder of the destination's name is always a whole export.
+    a folder of the destination's name is always a whole export. After an interruption the same call keeps the
+    components that were finished.
 
     Args:
         checkpoint: what to export; it has passed `open_checkpoint`.
         destination: a folder that does not exist yet or is empty.
         options: the defaults when None.
+        processes: whether each component has a process of its own, so that its memory is given back when it is done.
         progress: told one line at each stage.
 
     Returns:
@@ -87,129 +53,67 @@ def export_model(
 
     Raises:
         FileExistsError: the destination holds something.
-        FidelityError: a component differs from the reference by more than its tolerance.
-        ValueError: a LoRA is not for this checkpoint, or not of a kind that can be fused.
+        FidelityError: a component differs from the reference by more than its limit.
+        MemoryError: the machine has not enough.
+        ValueError: a LoRA is not for this checkpoint, or not of a kind that can be fused; a broken weight file.
         OSError: the disk is full, or a folder cannot be written.
+        WorkerError: a component's process crashed or was killed.
     """
     options = options or ExportOptions()
-    loras = open_loras(options.loras, checkpoint.components)
-    with _staging(destination) as folder:
+    loras = tuple(open_loras(options.loras, checkpoint.components))
+    tasks = [
+        ComponentTask(component, checkpoint.networks[component.name], dict(checkpoint.index), loras, options)
+        for component in checkpoint.components
+    ]
+    shapes = {task.component.name: _shapes(task) for task in tasks}
+    check_memory(shapes, validate=options.validate)
+    with staging(destination, _key(checkpoint, loras, options), progress) as stage:
+        done = {name: found for name in shapes if (found := stage.finished(name))}
+        check_disk([shapes[name] for name in shapes.keys() - done.keys()], options.storage, destination)
         records: dict[str, ComponentRecord] = {}
-        for component in checkpoint.components:
-            records |= _export_component(component, loras, checkpoint.index, folder, options, progress)
-        _copy_the_rest(checkpoint, folder)
+        files: dict[str, FileRecord] = {}
+        for task in tasks:
+            name = task.component.name
+            if found := done.get(name):
+                progress(f"{name}: was finished before")
+                note, written = found
+            else:
+                note, written = _exported(task, stage, processes=processes, progress=progress)
+            records |= {network: component_record(record) for network, record in note.items()}
+            files |= written
+        _copy_the_rest(checkpoint, stage.folder)
         manifest = Manifest(
             source={**checkpoint.source, "loras": [lora.record() for lora in loras]},
             versions=_versions(),
             dtype=options.dtype,
             weights_dtype=options.weights_dtype or options.dtype,
+            left_out=list(checkpoint.networks_left_out),
             components=records,
-            files=_files(folder),
+            files=dict(sorted({**files, **_records(stage.folder, _other_files(stage.folder, files))}.items())),
         )
-        manifest.write(folder)
+        manifest.write(stage.folder)
     return manifest
 
 
-def _export_component(
-    component: Component,
-    loras: Sequence[Lora],
-    pipeline: Mapping[str, Any],
-    folder: Path,
-    options: ExportOptions,
-    progress: Progress,
-) -> dict[str, ComponentRecord]:
-    """Writes every network of a component, with LoRAs fused into it, and checks it."""
-    progress(f"{component.name}: reading weights")
-    kind = COMPONENT_KINDS[component.class_name]
-    model = kind.model.from_pretrained(component.path, variant=component.variant)
-    reference: nn.Module = model.eval()
-    fuse(reference, component.name, loras)
-    config = model.config.to_dict()
-    dtype = DTYPES[options.dtype]
-    records = {}
-    for description in describe(component.class_name, component.name, config, pipeline):
-        progress(f"{description.name}: tracing")
-        target = folder / description.name
-        target.mkdir()
-        graph = trace(description, build(component.class_name, config, dtype))
-        progress(f"{description.name}: writing")
-        weights_dtype = DTYPES[options.weights_dtype or options.dtype]
-        weights = _write_weights(graph, description, reference, target, weights_dtype)
-        graphs = _write_graphs(graph, description, weights, options)
-        shutil.copyfile(component.path / "config.json", target / "config.json")
-        fidelity = None
-        if options.validate:
-            progress(f"{description.name}: comparing with the reference")
-            fidelity = _checked(description, [target / file for file in graphs.values()], reference, options)
-            progress(f"{description.name}: {fidelity['summary']}")
-        records[description.name] = ComponentRecord(
-            class_name=component.class_name,
-            graphs={name: f"{description.name}/{file}" for name, file in graphs.items()},
-            weights=f"{description.name}/{WEIGHTS_NAME}",
-            transposed=sorted(weights.transposed),
-            inputs=_tensor_records(graph.graph.inputs[: len(description.inputs)]),
-            outputs=_tensor_records(graph.graph.outputs),
-            fidelity=fidelity,
-        )
-    del model, reference
-    gc.collect()
-    return records
-
-
-def _write_weights(
-    graph: ir.Model, description: NetworkDescription, reference: nn.Module, folder: Path, dtype: torch.dtype
-) -> WeightFile:
-    transposed = store_transposed(graph, parameters(graph, description))
-    names = [str(value.name) for value in parameters(graph, description)]
-    state = reference.state_dict()
-    return write_weights(folder / WEIGHTS_NAME, names, state, transposed=transposed, dtype=dtype)
-
-
-def _write_graphs(
-    canonical: ir.Model, description: NetworkDescription, weights: WeightFile, options: ExportOptions
-) -> dict[str, str]:
-    """Writes the canonical graph and one for each engine that has a lowering; returns target -> file name."""
-    files = {}
-    for target in (CANONICAL, *lowering.TARGETS):
-        graph = canonical.clone()
-        if target == CANONICAL:
-            lowering.to_opset(graph, options.opset)
+def _exported(
+    task: ComponentTask, stage: Staging, *, processes: bool, progress: Progress
+) -> tuple[dict[str, Any], dict[str, FileRecord]]:
+    """Writes a component into the staging folder, and the receipt that it is whole."""
+    name = task.component.name
+    stage.discard(task.networks)
+    try:
+        if processes:
+            records, peak = run_apart(export_component, task, stage.folder, name=name, progress=progress)
+            progress(f"{name}: finished, with {peak / 1e9:.2f} GB of memory at most")
         else:
-            counts = lowering.TARGETS[target](graph)
-            logger.info("%s for %s: replaced %s", description.name, target, counts)
-        bind(graph, parameters(graph, description), weights)
-        lowering.tidy(graph)
-        files[target] = GRAPH if target == CANONICAL else f"model.{target}.onnx"
-        ir.save(graph, weights.path.parent / files[target])
-    return files
-
-
-def _checked(
-    description: NetworkDescription, graphs: list[Path], reference: nn.Module, options: ExportOptions
-) -> dict[str, Any]:
-    """The fidelity of each graph of a network, worst first in the summary."""
-    dtype = DTYPES[options.dtype]
-    widest = max(TOLERANCES[dtype], TOLERANCES[DTYPES[options.weights_dtype or options.dtype]])
-    report = {}
-    for graph in graphs:
-        fidelity = compare(
-            description,
-            graph,
-            reference,
-            dtype=dtype,
-            tolerance=widest,
-            absolute_tolerance=options.atol,
-            device=options.device,
-        )
-        if not fidelity.passed:
-            limit = f"relative {widest:.0e}" if options.atol is None else f"absolute {options.atol:.0e}"
-            raise FidelityError(
-                f"{description.name}: {graph.name} differs from the reference: output {fidelity.output}, {fidelity}; "
-                f"the tolerance is {limit}"
-            )
-        report[graph.name] = fidelity
-    worst = max(report.values(), key=lambda fidelity: fidelity.relative_error)
-    return {"summary": str(worst), "graphs": {name: fidelity.record() for name, fidelity in report.items()}}
+            records = export_component(task, stage.folder, progress=progress)
+    except BaseException:
+        stage.discard(task.networks)
+        raise
+    note = {network: asdict(record) for network, record in records.items()}
+    written = _records(stage.folder, (p for network in task.networks for p in (stage.folder / network).iterdir()))
+    stage.finish(name, note, written)
+    return note, written
 
 
 def _copy_the_rest(checkpoint: Checkpoint, folder: Path) -> None:
@@ -225,47 +129,38 @@ def _copy_the_rest(checkpoint: Checkpoint, folder: Path) -> None:
         shutil.copyfile(file, folder / name)
 
 
-@contextmanager
-def _staging(destination: Path) -> Iterator[Path]:
-    """A new folder beside the destination that takes its place on success, and is gone on failure."""
-    check_destination(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
-    try:
-        yield staging
-        staging.chmod(0o755)
-        staging.rename(destination)  # replaces an empty folder, and no other
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+def _shapes(task: ComponentTask) -> Shapes:
+    component = task.component
+    shapes: Shapes = COMPONENT_KINDS[component.class_name].model.shapes(component.path)
+    return shapes
 
 
-def check_destination(destination: Path) -> None:
-    """Refuses a destination that holds something.
-
-    Raises:
-        FileExistsError: names the destination.
-    """
-    if destination.is_dir() and not any(destination.iterdir()):
-        return
-    if destination.exists():
-        kind = "has other content" if destination.is_dir() else "is a file"
-        raise FileExistsError(f"{destination} {kind}; name a folder that is new or empty")
-
-
-def _files(folder: Path) -> dict[str, FileRecord]:
-    paths = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
-    return {str(path.relative_to(folder)): file_record(path) for path in sorted(paths)}
-
-
-def _tensor_records(values: Any) -> list[TensorRecord]:
+def _key(checkpoint: Checkpoint, loras: Iterable[Lora], options: ExportOptions) -> object:
+    """What the components of an export depend on."""
+    chosen = asdict(options)
+    for name in ("validate", "atol", "device", "loras"):
+        del chosen[name]
     return [
-        TensorRecord(
-            name=value.name,
-            dtype=str(value.dtype.numpy()),
-            shape=[dimension if isinstance(dimension, int) else str(dimension.value) for dimension in value.shape],
-        )
-        for value in values
+        checkpoint.source,
+        dict(checkpoint.index),
+        checkpoint.networks,
+        [lora.record() for lora in loras],
+        chosen,
+        _versions(),
     ]
+
+
+def _other_files(folder: Path, known: Iterable[str]) -> list[Path]:
+    paths = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
+    return [path for path in paths if path.relative_to(folder).parts[0][0] != "." and _name(folder, path) not in known]
+
+
+def _records(folder: Path, paths: Iterable[Path]) -> dict[str, FileRecord]:
+    return {_name(folder, path): file_record(path) for path in sorted(paths)}
+
+
+def _name(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 def _versions() -> dict[str, str]:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from safelight.reference.checkpoint import PICKLE_SUFFIXES, abbreviated, open_safetensors, read_config
+from safelight.reference.checkpoint import PICKLE_SUFFIXES, Weights, abbreviated, open_safetensors, read_config
 from safelight.runtime.manifest import file_record
 
 from .checkpoint import Component
@@ -133,26 +133,44 @@ def open_lora(file: LoraFile, networks: Mapping[str, Shapes]) -> Lora:
     return Lora(file, file_record(file.path).sha256, layers)
 
 
-def fuse(network: nn.Module, component: str, loras: Iterable[Lora]) -> None:
-    """Adds LoRAs, one after the other, to the weights of a network, in place.
+class FusedWeights:
+    """The weights of a network with LoRAs added, one after the other, to each when it is read; in float32 then."""
 
-    Args:
-        network: in float32, with the weights that the LoRAs were opened for.
-        component: which one it is.
-        loras: those that do not touch it are passed over.
-
-    Raises:
-        ValueError: a change is not finite.
-    """
-    for lora in loras:
-        with open_safetensors(lora.file.path) as tensors:
+    def __init__(self, weights: Weights, component: str, loras: Iterable[Lora]) -> None:
+        self.shapes = weights.shapes
+        self._weights = weights
+        self._changes: dict[str, list[tuple[Lora, LoraLayer]]] = defaultdict(list)
+        for lora in loras:
             for layer in lora.layers.get(component, ()):
-                parameter = network.get_parameter(layer.weight)
-                up, down = (tensors.get_tensor(key).float().flatten(1) for key in (layer.up, layer.down))
-                change: Tensor = lora.file.scale * layer.scaling * (up @ down)
-                if not torch.isfinite(change).all():
-                    raise ValueError(f"{lora.file.path}: {layer.up} times {layer.down} has numbers that are not finite")
-                parameter.data = parameter.data + change.reshape(parameter.shape)  # its memory may be the checkpoint's
+                self._changes[layer.weight].append((lora, layer))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A weight, changed.
+
+        Raises:
+            KeyError: the network has none of this name.
+            ValueError: a change is not finite.
+        """
+        tensor = self._weights[name]
+        for lora, layer in self._changes.get(name, ()):
+            tensor = tensor.float() + _change(lora, layer).reshape(tensor.shape)
+        return tensor
+
+
+def fused(weights: Weights, component: str, loras: Iterable[Lora]) -> Weights:
+    """The weights of a component with LoRAs in them; those that do not touch it are passed over."""
+    touching = [lora for lora in loras if lora.layers.get(component)]
+    return FusedWeights(weights, component, touching) if touching else weights
+
+
+def _change(lora: Lora, layer: LoraLayer) -> Tensor:
+    """What a LoRA adds to a weight: (out, in * height * width), float32."""
+    with open_safetensors(lora.file.path) as tensors:
+        up, down = (tensors.get_tensor(key).float().flatten(1) for key in (layer.up, layer.down))
+    change: Tensor = lora.file.scale * layer.scaling * (up @ down)
+    if not torch.isfinite(change).all():
+        raise ValueError(f"{lora.file.path}: {layer.up} times {layer.down} has numbers that are not finite")
+    return change
 
 
 def _shapes(component: Component) -> Shapes:

@@ -1,7 +1,7 @@
 """What there is to export: one description per network serves the trace, the manifest and the check."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -30,6 +30,7 @@ class TensorDescription:
     shape: tuple[int | str, ...]
     dtype: torch.dtype | None = None  # None: the network's own floating-point dtype
     below: int | None = None  # of integers: random examples lie in [0, below)
+    spread: float = 1.0  # the standard deviation of random examples
 
     def example(self, sizes: Mapping[str, int], *, device: str, dtype: torch.dtype, seed: int = 0) -> Tensor:
         """Random values of the right kind, the free dimensions taken from `sizes`."""
@@ -39,7 +40,7 @@ class TensorDescription:
         generator = torch.Generator().manual_seed(seed)
         if self.below is not None:
             return torch.randint(0, self.below, shape, generator=generator).to(self.dtype or dtype)
-        return torch.randn(shape, generator=generator).to(self.dtype or dtype)
+        return (self.spread * torch.randn(shape, generator=generator)).to(self.dtype or dtype)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class NetworkDescription:
     outputs: tuple[TensorDescription, ...]
     trace_sizes: Mapping[str, int]  # no two alike and no 1, so that no dimension passes for another or for a constant
     check_sizes: Sequence[Mapping[str, int]]  # what the written graph is run at
+    full_precision: bool = False  # computed in float32 whatever the others are: float16 ends before its numbers do
 
     def module(self, model: nn.Module) -> nn.Module:
         """The part of the component's module that the graph holds, as a module over plain tensors."""
@@ -243,13 +245,16 @@ def _safety_checker(component: str, config: Config, _pipeline: Config) -> list[N
     ]
 
 
-def _autoencoder(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
+def _autoencoder(component: str, config: Config, pipeline: Config) -> list[NetworkDescription]:
     latent, factor = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
     parameters = TensorDescription("latent_parameters", ("batch", 2 * latent, "latent_height", "latent_width"))
-    return [
+    # diffusers runs SDXL's in float32 where its configuration asks for that, and no other
+    wide = bool(config["force_upcast"] and "StableDiffusionXL" in str(pipeline.get("_class_name")))
+    networks = [
         _encoder(component, config, AutoencoderKL.encode_parameters, parameters, factor),
-        _decoder(component, config, AutoencoderKL.decode_sample),
+        _decoder(component, config, AutoencoderKL.decode_sample, spread=1 / config["scaling_factor"]),
     ]
+    return [replace(network, full_precision=wide) for network in networks]
 
 
 def _tiny_autoencoder(component: str, config: Config, _pipeline: Config) -> list[NetworkDescription]:
@@ -278,13 +283,13 @@ def _encoder(
     )
 
 
-def _decoder(component: str, config: Config, run: Callable[..., Any]) -> NetworkDescription:
+def _decoder(component: str, config: Config, run: Callable[..., Any], *, spread: float = 1.0) -> NetworkDescription:
     latents = ("batch", config["latent_channels"], "latent_height", "latent_width")
     return NetworkDescription(
         name=f"{component}_decoder",
         component=component,
         run=run,
-        inputs=(TensorDescription("latent_sample", latents),),
+        inputs=(TensorDescription("latent_sample", latents, spread=spread),),
         outputs=(TensorDescription("sample", ("batch", config["out_channels"], "height", "width")),),
         trace_sizes={"batch": 2, "latent_height": 6, "latent_width": 10},
         check_sizes=(
@@ -300,6 +305,7 @@ class ComponentKind:
 
     model: Any  # a reference class: `from_config`, `from_pretrained`
     describe: Callable[[str, Config, Config], list[NetworkDescription]]
+    suffixes: tuple[str, ...] = ("",)  # the networks' names are the component's with each of these
 
 
 #: the class named in model_index.json -> how it is exported
@@ -307,12 +313,17 @@ COMPONENT_KINDS: Mapping[str, ComponentKind] = {
     "CLIPTextModel": ComponentKind(CLIPTextModel, _text_encoder),
     "CLIPTextModelWithProjection": ComponentKind(CLIPTextModelWithProjection, _projecting_text_encoder),
     "UNet2DConditionModel": ComponentKind(UNet2DConditionModel, _unet),
-    "AutoencoderKL": ComponentKind(AutoencoderKL, _autoencoder),
-    "AutoencoderTiny": ComponentKind(AutoencoderTiny, _tiny_autoencoder),
+    "AutoencoderKL": ComponentKind(AutoencoderKL, _autoencoder, ("_encoder", "_decoder")),
+    "AutoencoderTiny": ComponentKind(AutoencoderTiny, _tiny_autoencoder, ("_encoder", "_decoder")),
     "UNet2DModel": ComponentKind(UNet2DModel, _unconditional_unet),
     "DPTForDepthEstimation": ComponentKind(DPTForDepthEstimation, _depth_estimator),
     "StableDiffusionSafetyChecker": ComponentKind(StableDiffusionSafetyChecker, _safety_checker),
 }
+
+
+def network_names(class_name: str, component: str) -> tuple[str, ...]:
+    """The names of the networks that a component is written as, in their order."""
+    return tuple(component + suffix for suffix in COMPONENT_KINDS[class_name].suffixes)
 
 
 def describe(class_name: str, component: str, config: Config, pipeline: Config) -> list[NetworkDescription]:

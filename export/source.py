@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ def open_source(
     allow_pickle: bool = False,
     prediction_type: str | None = None,
     safety_checker: bool = True,
+    components: Collection[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Checkpoint]:
     """The checkpoint that a user means, for as long as the block lasts.
@@ -43,6 +44,7 @@ def open_source(
         allow_pickle: whether pickled weights are read, by torch's unpickler that makes nothing but tensors.
         prediction_type: of a single file, "epsilon" or "v_prediction"; inferred when None.
         safety_checker: whether to export a folder's, if there is one.
+        components: which to export; see `open_checkpoint`.
         progress: told one line at each network of a single file.
 
     Raises:
@@ -54,7 +56,7 @@ def open_source(
         if variant is not None:
             raise ValueError(f"{path} is a single file, which has no variants; got {variant!r}")
         with _folder_in(workspace) as folder:
-            yield _unpacked(path, folder, allow_pickle, prediction_type, progress)
+            yield _unpacked(path, folder, allow_pickle, prediction_type, components, progress)
         return
     if prediction_type is not None:
         raise ValueError(f"{source} is no single file: what it predicts is in its scheduler_config.json")
@@ -63,6 +65,7 @@ def open_source(
         "revision": revision,
         "token": token,
         "safety_checker": safety_checker,
+        "components": components,
     }
     if not allow_pickle:
         yield open_checkpoint(source, **options)
@@ -72,7 +75,12 @@ def open_source(
 
 
 def _unpacked(
-    path: Path, folder: Path, allow_pickle: bool, prediction_type: str | None, progress: Callable[[str], None]
+    path: Path,
+    folder: Path,
+    allow_pickle: bool,
+    prediction_type: str | None,
+    components: Collection[str] | None,
+    progress: Callable[[str], None],
 ) -> Checkpoint:
     """The checkpoint of a single file, written into a folder."""
     file = open_file(path, allow_pickle=allow_pickle)
@@ -84,7 +92,7 @@ def _unpacked(
     unpack(file, found, folder, progress=progress)
     record = file_record(path)
     origin = {"id": path.name, "revision": None, "variant": None, "files": {path.name: record.sha256}}
-    return replace(open_checkpoint(folder), source=origin)
+    return replace(open_checkpoint(folder, components=components), source=origin)
 
 
 @contextmanager

@@ -5,7 +5,9 @@ one file is both, and whoever reads safetensors finds a weight by its name.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from torch import Tensor
 WEIGHTS_NAME = "model.onnx_data"
 
 _ALIGNMENT = 64  # of the first tensor: a cache line
+_TELL_EVERY = 5.0  # seconds between lines of progress
 _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _IR_DTYPES = {
     torch.float32: ir.DataType.FLOAT,
@@ -72,41 +75,62 @@ def store_transposed(model: ir.Model, candidates: Iterable[ir.Value]) -> frozens
 
 
 def write_weights(
-    path: Path, names: Iterable[str], state: Mapping[str, Tensor], *, transposed: frozenset[str], dtype: torch.dtype
+    path: Path,
+    shapes: Mapping[str, Sequence[int]],
+    read: Callable[[str], Tensor],
+    *,
+    transposed: Collection[str],
+    dtype: torch.dtype,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> WeightFile:
-    """Writes a safetensors file, one tensor after the other.
+    """Writes a safetensors file, one tensor after the other: memory holds one of them.
 
     Args:
         path: the file to write.
-        names: which tensors, in the order of the file.
-        state: at least those tensors, as the checkpoint has them.
+        shapes: the tensors of the file, in its order, with the shapes that `read` gives them.
+        read: gives a tensor by its name.
         transposed: the tensors to store as their transpose.
         dtype: of the storage.
+        progress: told every few seconds how far the file is.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
+        ValueError: a number is beyond the range of the storage's dtype.
     """
     header: dict[str, dict[str, object]] = {}
     position = 0
-    for name in names:
-        shape = tuple(reversed(state[name].shape)) if name in transposed else tuple(state[name].shape)
-        end = position + state[name].numel() * dtype.itemsize
-        header[name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+    for name, shape in shapes.items():
+        stored = list(reversed(shape)) if name in transposed else list(shape)
+        end = position + math.prod(stored) * dtype.itemsize
+        header[name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": stored, "data_offsets": [position, end]}
         position = end
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
-    start = 8 + len(text)
     tensors = {}
+    told = time.monotonic()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in header:
-            tensor = state[name].detach().to(dtype)
-            tensor = (tensor.T if name in transposed else tensor).contiguous()
+            tensor = _stored(name, read(name).detach(), dtype, transpose=name in transposed)
             offset = file.tell()
-            file.write(tensor.view(torch.uint8).numpy().data if tensor.ndim else tensor.numpy().tobytes())
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
             tensors[name] = StoredTensor(dtype, tuple(tensor.shape), offset, file.tell() - offset)
-    assert next(iter(tensors.values())).offset == start
-    return WeightFile(path, tensors, transposed)
+            if time.monotonic() - told > _TELL_EVERY:
+                told = time.monotonic()
+                progress(f"{file.tell() / 1e9:.1f} of {position / 1e9:.1f} GB written")
+    return WeightFile(path, tensors, frozenset(transposed))
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype, *, transpose: bool) -> Tensor:
+    """A tensor as the file has it."""
+    stored = tensor.to(dtype)
+    if dtype.itemsize < tensor.dtype.itemsize and not torch.isfinite(stored).all() and torch.isfinite(tensor).all():
+        largest = float(tensor.abs().max())
+        raise ValueError(
+            f"{name} has a weight of {largest:.3g}, and {dtype} ends at {torch.finfo(dtype).max:.3g}: "
+            "store it wider, --weights-dtype fp32 or bf16"
+        )
+    return (stored.T if transpose else stored).contiguous()
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -12,11 +12,13 @@ A folder of a checkpoint as diffusers and transformers write it::
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from .safetensors_file import SafetensorsFile
 
 #: what diffusers calls its weights and their index, in the order in which it looks for them, and what transformers does
 _WEIGHTS = (
@@ -138,39 +140,65 @@ def check_weights(
     return {path: {spelled: name for file, spelled, name, _ in found if file == path} for path in files}
 
 
-def read_weights(
-    files: Sequence[Path],
-    shapes: Mapping[str, Sequence[int]],
-    *,
-    dtype: torch.dtype,
-    rename: Callable[[str], str] = lambda name: name,
-    ignored: Collection[str] = (),
-) -> dict[str, Tensor]:
-    """The weights of a network, exactly those that it has.
+class Weights(Protocol):
+    """The weights of a network by its own names; each is read when it is asked for."""
 
-    Args:
-        files: safetensors files, from `find_weights`.
-        shapes: of every parameter of the network, by its name.
-        dtype: to convert to.
-        rename: gives the network's name for the file's.
-        ignored: parameters, by the network's spelling, that a file may have and the network does not need.
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of every weight."""
+        ...
 
-    Returns:
-        A tensor on the CPU for every key of `shapes`. A 1x1 convolution's weight where a linear layer's is expected
-        (old VAE attention) loses its last two dimensions, which makes them the same thing.
+    def __getitem__(self, name: str) -> Tensor:
+        """One weight, on the CPU."""
+        ...
 
-    Raises:
-        ValueError: tensors are missing, surplus or misshapen, or a file is broken; the message names them.
+
+class CheckpointWeights:
+    """The weights that lie in a checkpoint's files, exactly those that a network has.
+
+    Each is read from its file when it is asked for, into memory of its own, so that no more than one need be in memory.
     """
-    names = check_weights(files, shapes, rename=rename, ignored=ignored)
-    weights: dict[str, Tensor] = {}
-    for path in files:
-        with open_safetensors(path) as file:
-            for spelled, name in names[path].items():
-                tensor: Tensor = file.get_tensor(spelled)
-                refuse_quantized(path, spelled, tensor.dtype)
-                weights[name] = tensor.to(dtype).reshape(tuple(shapes[name]))
-    return weights
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        shapes: Mapping[str, Sequence[int]],
+        *,
+        rename: Callable[[str], str] = lambda name: name,
+        ignored: Collection[str] = (),
+    ) -> None:
+        """Looks at the headers.
+
+        Args:
+            files: safetensors files, from `find_weights`.
+            shapes: of every parameter of the network, by its name.
+            rename: gives the network's name for the file's.
+            ignored: parameters, by the network's spelling, that a file may have and the network does not need.
+
+        Raises:
+            ValueError: tensors are missing, surplus, misshapen or quantized, or a file is broken; the message names
+                them.
+        """
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self._places: dict[str, tuple[SafetensorsFile, str]] = {}
+        for path, names in check_weights(files, shapes, rename=rename, ignored=ignored).items():
+            file = SafetensorsFile(path)
+            for spelled, name in names.items():
+                refuse_quantized(path, spelled, file.tensors[spelled].dtype)
+                self._places[name] = file, spelled
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One weight, in the file's dtype.
+
+        A 1x1 convolution's weight where a linear layer's is expected (old VAE attention) loses its last two
+        dimensions, which makes them the same thing.
+
+        Raises:
+            KeyError: the network has none of this name.
+            ValueError: the file is not what it was when its header was read.
+        """
+        file, spelled = self._places[name]
+        return file.read(spelled).reshape(self.shapes[name])
 
 
 def _check(
@@ -261,6 +289,8 @@ def abbreviated(names: Sequence[str]) -> str:
 
 __all__ = [
     "PICKLE_SUFFIXES",
+    "CheckpointWeights",
+    "Weights",
     "abbreviated",
     "check_weights",
     "component_folder",
@@ -269,7 +299,6 @@ __all__ = [
     "open_safetensors",
     "read_config",
     "read_tensor_names_and_shapes",
-    "read_weights",
     "refuse_pointer",
     "refuse_quantized",
 ]

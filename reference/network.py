@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from .checkpoint import check_weights, component_folder, find_weights, read_config, read_weights
+from .checkpoint import CheckpointWeights, Weights, component_folder, find_weights, read_config
 from .configuration import NetworkConfig
 
 
@@ -68,26 +68,60 @@ class Network(nn.Module):
         """
         if not use_safetensors:
             raise ValueError("use_safetensors=False: pickle can run code when it is opened and is not loaded")
-        network, files = cls._described(component_folder(folder, subfolder), variant)
-        weights = read_weights(files, _shapes(network), dtype=dtype, rename=cls.parameter_name, ignored=cls.ignored)
-        network.load_state_dict(weights, strict=True, assign=True)
-        return network.requires_grad_(False)
+        path = component_folder(folder, subfolder)
+        return cls._described(path)._with(cls.open_weights(path, variant=variant), dtype)
 
     @classmethod
-    def check_pretrained(cls, folder: str | Path, *, variant: str | None = None) -> None:
-        """Raises what `from_pretrained` would, from the configuration and the weights' headers alone."""
-        network, files = cls._described(component_folder(folder), variant)
-        check_weights(files, _shapes(network), rename=cls.parameter_name, ignored=cls.ignored)
+    def from_weights(cls, config: Mapping[str, Any], weights: Weights, *, dtype: torch.dtype = torch.float32) -> Self:
+        """The network with these weights, on the CPU.
+
+        Args:
+            config: the contents of a `config.json`.
+            weights: of every parameter.
+            dtype: of the weights and of the arithmetic.
+        """
+        with torch.device("meta"):
+            network = cls.from_config(config)
+        return network._with(weights, dtype)
+
+    def _with(self, weights: Weights, dtype: torch.dtype) -> Self:
+        """The network, of the meta device until now, with weights."""
+        state = {name: weights[name].to(dtype) for name in weights.shapes}
+        self.load_state_dict(state, strict=True, assign=True)
+        return self.requires_grad_(False)
 
     @classmethod
-    def _described(cls, path: Path, variant: str | None) -> tuple[Self, list[Path]]:
-        """The network that a folder describes, without weights, and the files that have them."""
+    def shapes(cls, folder: str | Path) -> dict[str, tuple[int, ...]]:
+        """The weights of the network that a folder's configuration describes, by their names.
+
+        Raises:
+            FileNotFoundError: the folder lacks its configuration.
+            ValueError: the configuration asks for what is not implemented.
+        """
+        return _shapes(cls._described(component_folder(folder)))
+
+    @classmethod
+    def open_weights(cls, folder: str | Path, *, variant: str | None = None) -> CheckpointWeights:
+        """The weights in a component's folder, of which nothing but the headers is read.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or it lacks its configuration or weights.
+            ValueError: a file is broken, the configuration asks for what is not implemented, or the tensors are not
+                exactly those of the network.
+        """
+        path = component_folder(folder)
+        network = cls._described(path)
+        files = find_weights(path, variant=variant)
+        return CheckpointWeights(files, _shapes(network), rename=cls.parameter_name, ignored=cls.ignored)
+
+    @classmethod
+    def _described(cls, path: Path) -> Self:
+        """The network that a folder describes, without weights."""
         try:
             with torch.device("meta"):
-                network = cls.from_config(read_config(path))
+                return cls.from_config(read_config(path))
         except ValueError as error:
             raise error if str(path) in str(error) else ValueError(f"{path / 'config.json'}: {error}") from error
-        return network, find_weights(path, variant=variant)
 
     @classmethod
     def parameter_name(cls, name: str) -> str:

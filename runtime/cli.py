@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         return int(parsed.run(parsed))
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
         print(f"safelight: {_sentence(error)}", file=sys.stderr)

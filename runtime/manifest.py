@@ -25,6 +25,7 @@ class ComponentRecord:
     """One network of the folder: its graphs by target ("onnx" is the canonical one), its weights, its fidelity."""
 
     class_name: str
+    dtype: str | None = None  # of its arithmetic, where that is not the manifest's
     graphs: dict[str, str]  # target -> path in the folder
     weights: str  # path in the folder: a safetensors file, which every graph of the component points into
     transposed: list[str]  # the tensors of `weights` that are stored as the transpose of the checkpoint's
@@ -50,6 +51,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)  # of the packages that wrote the folder
     dtype: str  # of the arithmetic
     weights_dtype: str  # of the storage
+    left_out: list[str] = field(default_factory=list)  # networks that the export was asked to leave out
     components: dict[str, ComponentRecord]
     files: dict[str, FileRecord]  # every file of the folder except this one
 
@@ -82,14 +84,15 @@ def read_manifest(folder: Path) -> Manifest | None:
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} is of format {version}, this safelight reads format {FORMAT_VERSION}: export again")
     try:
-        components = {name: _component(record) for name, record in fields.pop("components").items()}
+        components = {name: component_record(record) for name, record in fields.pop("components").items()}
         files = {name: FileRecord(**record) for name, record in fields.pop("files").items()}
         return Manifest(components=components, files=files, **fields)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a manifest: {error}") from error
 
 
-def _component(record: Mapping[str, Any]) -> ComponentRecord:
+def component_record(record: Mapping[str, Any]) -> ComponentRecord:
+    """The record whose fields, as JSON has them, these are."""
     fields = dict(record)
     return ComponentRecord(
         inputs=[TensorRecord(**tensor) for tensor in fields.pop("inputs")],

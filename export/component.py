@@ -1,0 +1,138 @@
+"""The export of one component: its graphs without weights, and its weights one tensor at a time."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from safelight.runtime.manifest import ComponentRecord, TensorRecord
+from safelight.runtime.model_folder import CANONICAL, GRAPH
+
+from . import lowering
+from .checkpoint import Component, descriptions
+from .lora import Lora, fused
+from .networks import COMPONENT_KINDS, NetworkDescription, build
+from .options import DTYPES, ExportOptions
+from .trace import parameters, trace
+from .weights import WEIGHTS_NAME, WeightFile, bind, store_transposed, write_weights
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ComponentTask:
+    """What one process does: some networks of one component."""
+
+    component: Component
+    networks: tuple[str, ...]  # the names of those that are wanted
+    pipeline: dict[str, Any]  # model_index.json
+    loras: tuple[Lora, ...]
+    options: ExportOptions
+
+
+def export_component(
+    task: ComponentTask, folder: Path, *, progress: Progress = lambda _: None
+) -> dict[str, ComponentRecord]:
+    """Writes the networks of a component, each into a folder of its name.
+
+    Memory holds a graph, and then one tensor at a time.
+
+    Args:
+        task: what to write.
+        folder: the model folder.
+        progress: told one line at each stage.
+
+    Returns:
+        The record of each network, without its fidelity.
+
+    Raises:
+        ValueError: the weights are broken, or a LoRA's change is not finite.
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    component, options = task.component, task.options
+    weights = fused(
+        COMPONENT_KINDS[component.class_name].model.open_weights(component.path, variant=component.variant),
+        component.name,
+        task.loras,
+    )
+    records = {}
+    for description in descriptions(component, task.pipeline):
+        if description.name not in task.networks:
+            continue
+        dtype = arithmetic(description, options)
+        target = folder / description.name
+        target.mkdir()
+        progress(f"{description.name}: tracing")
+        graph = trace(description, build(component.class_name, component.configuration(), DTYPES[dtype]))
+        transposed = store_transposed(graph, parameters(graph, description))
+        names = [str(value.name) for value in parameters(graph, description)]
+        progress(f"{description.name}: writing")
+        written = write_weights(
+            target / WEIGHTS_NAME,
+            {name: weights.shapes[name] for name in names},
+            weights.__getitem__,
+            transposed=transposed,
+            dtype=options.storage,
+            progress=partial(_prefixed, progress, description.name),
+        )
+        graphs = _write_graphs(graph, description, written, options)
+        shutil.copyfile(component.path / "config.json", target / "config.json")
+        records[description.name] = ComponentRecord(
+            class_name=component.class_name,
+            dtype=dtype,
+            graphs={name: f"{description.name}/{file}" for name, file in graphs.items()},
+            weights=f"{description.name}/{WEIGHTS_NAME}",
+            transposed=sorted(transposed),
+            inputs=_tensor_records(graph.graph.inputs[: len(description.inputs)]),
+            outputs=_tensor_records(graph.graph.outputs),
+        )
+    return records
+
+
+def _prefixed(progress: Progress, name: str, line: str) -> None:
+    progress(f"{name}: {line}")
+
+
+def arithmetic(description: NetworkDescription, options: ExportOptions) -> str:
+    """The dtype that a network computes in, a key of `DTYPES`."""
+    return "fp32" if description.full_precision or description.name in options.full_precision else options.dtype
+
+
+def _write_graphs(
+    canonical: ir.Model,
+    description: NetworkDescription,
+    weights: WeightFile,
+    options: ExportOptions,
+) -> dict[str, str]:
+    """Writes the canonical graph and one for each engine that has a lowering; returns target -> file name."""
+    files = {}
+    for target in (CANONICAL, *lowering.TARGETS):
+        graph = canonical.clone()
+        if target == CANONICAL:
+            lowering.to_opset(graph, options.opset)
+        else:
+            counts = lowering.TARGETS[target](graph)
+            logger.info("%s for %s: replaced %s", description.name, target, counts)
+        bind(graph, parameters(graph, description), weights)
+        lowering.tidy(graph)
+        files[target] = GRAPH if target == CANONICAL else f"model.{target}.onnx"
+        ir.save(graph, weights.path.parent / files[target])
+    return files
+
+
+def _tensor_records(values: Any) -> list[TensorRecord]:
+    return [
+        TensorRecord(
+            name=value.name,
+            dtype=str(value.dtype.numpy()),
+            shape=[dimension if isinstance(dimension, int) else str(dimension.value) for dimension in value.shape],
+        )
+        for value in values
+    ]
