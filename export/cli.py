@@ -115,6 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
         components=arguments.components,
         progress=progress,
     ) as checkpoint:
+        if checkpoint.networks_left_out:
+            progress(f"left out: {', '.join(sorted(checkpoint.networks_left_out))}")
         export_model(checkpoint, arguments.destination, options, progress=progress)
     size = sum(path.stat().st_size for path in arguments.destination.rglob("*") if path.is_file())
     progress(f"{arguments.destination}: {size / 1e6:.1f} MB")

@@ -113,7 +113,8 @@ def _write_graphs(
 ) -> dict[str, str]:
     """Writes the canonical graph and one for each engine that has a lowering; returns target -> file name."""
     files = {}
-    for target in (CANONICAL, *lowering.TARGETS):
+    wanted = lowering.TARGETS if options.targets is None else options.targets
+    for target in (CANONICAL, *wanted):
         graph = canonical.clone()
         if target == CANONICAL:
             lowering.to_opset(graph, options.opset)

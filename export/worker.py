@@ -54,18 +54,15 @@ def run_apart(function: Callable[..., Any], *arguments: Any, name: str, progress
     """
     task = pickle.dumps((function.__module__, function.__qualname__, arguments))
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-        )
-        try:
-            outcome = _outcome(process, task, progress)
-            status = process.wait()
-        finally:
-            if process.poll() is None:
+        command = [sys.executable, "-m", __name__]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as process:
+            try:
+                outcome = _outcome(process, task, progress)
+            except BaseException:
                 process.kill()
-                process.wait()
+                raise
         if outcome is None:
-            raise WorkerError(f"{name}: {_how_it_ended(status, errors)}")
+            raise WorkerError(f"{name}: {_how_it_ended(process.returncode, errors)}")
     if kind := outcome.get("error"):
         raise _ERRORS[kind](*outcome["arguments"])
     return pickle.loads(base64.b64decode(outcome["result"])), outcome["peak"]

@@ -54,6 +54,9 @@ class ModelFolder:
         record = self.manifest.components.get(network) if self.manifest else None
         if record is None:
             path = self.path / network / GRAPH
+            if self.manifest is not None and network in self.manifest.left_out:
+                held = ", ".join(self.manifest.components)
+                raise FileNotFoundError(f"{self.path} holds {held} alone: it was exported without {network}")
             if not path.is_file():
                 raise FileNotFoundError(f"{self.path} lacks the component {network}: there is no {network}/{GRAPH}")
             return self.folder(network) / GRAPH

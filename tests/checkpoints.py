@@ -393,7 +393,8 @@ def make_unconditional_checkpoint(name: str, unet: Mapping[str, Any], *, flat: b
 
 def export_checkpoint(checkpoint: Path, **options: Any) -> Path:
     """The export of a checkpoint, folder or file, made once for each state of the code that makes it."""
-    from safelight.export.folder import ExportOptions, export_model
+    from safelight.export.folder import export_model
+    from safelight.export.options import ExportOptions
     from safelight.export.source import open_source
 
     code = [*(ROOT / "export").rglob("*.py"), *(ROOT / "reference").glob("*.py"), ROOT / "runtime" / "manifest.py"]
@@ -403,7 +404,7 @@ def export_checkpoint(checkpoint: Path, **options: Any) -> Path:
     with alone(folder):
         if not folder.is_dir():
             with open_source(checkpoint, workspace=folder.parent) as source:
-                export_model(source, folder, ExportOptions(**options))
+                export_model(source, folder, ExportOptions(**options), processes=False)
     return folder
 
 

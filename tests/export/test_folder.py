@@ -1,11 +1,7 @@
 """The model folder that an export writes: layout, names, weights, manifest, and what it refuses."""
 
 import json
-import os
-import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,8 @@ import safetensors.numpy
 
 from safelight.export.checkpoint import open_checkpoint
 from safelight.export.fidelity import FidelityError, errors
-from safelight.export.folder import ExportOptions, export_model
+from safelight.export.folder import export_model
+from safelight.export.options import ExportOptions
 from safelight.runtime import cli
 from safelight.runtime.manifest import file_record, read_manifest
 from safelight.runtime.model_folder import open_model_folder
@@ -178,7 +175,7 @@ def test_unknown_classes_are_named(fails: Fails, copy: Path, tmp_path: Path) -> 
     ("options", "message"),
     [
         (["--opset", "12"], "opset must be one of 18, 19, 20, 21, 22, 23, got 12"),
-        (["--dtype", "int4"], "unknown dtype 'int4'; known: fp32, fp16"),
+        (["--dtype", "int4"], "unknown dtype 'int4'; known: fp32, fp16, bf16"),
         (["--atol", "-1"], "atol must be above 0, got -1.0"),
         (["--variant", "fp16"], "fp16"),
     ],
@@ -204,28 +201,6 @@ def test_broken_weights_are_named(fails: Fails, copy: Path, tmp_path: Path) -> N
     assert "1 surplus: surplus" in sentence
     safetensors.numpy.save_file({**tensors, name: tensor[:1]}, weights)
     assert f"1 misshapen: {name}" in fails(copy, out)
-
-
-def test_a_full_disk_leaves_nothing_behind(copy: Path, tmp_path: Path) -> None:
-    """No file may grow past 100 kB: writing the UNet's weights fails as it does on a full disk."""
-    program = f"""
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-from safelight.runtime import cli
-sys.exit(cli.main(["export", {str(copy)!r}, {str(tmp_path / "out")!r}, "--no-validate"]))
-"""
-    assert resource.RLIMIT_FSIZE >= 0
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    assert result.returncode == 1
-    assert "safelight: File too large" in result.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
 
 
 def test_half_precision_storage_computes_in_single(linear_checkpoint: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pairs import photograph, relative
 from recorded import record
 
 from safelight.export.checkpoint import open_checkpoint
-from safelight.export.folder import ExportOptions, export_model
+from safelight.export.folder import export_model
+from safelight.export.options import ExportOptions
 from safelight.runtime import DDPMPipeline, UNet2DModel
 from safelight.runtime.backends import open_network
 from safelight.runtime.model_folder import open_model_folder

@@ -20,7 +20,8 @@ from recorded import record
 
 from safelight import reference
 from safelight.export.checkpoint import open_checkpoint
-from safelight.export.folder import ExportOptions, export_model
+from safelight.export.folder import export_model
+from safelight.export.options import ExportOptions
 from safelight.runtime.backends import open_network
 from safelight.runtime.model_folder import open_model_folder
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from safelight.export.checkpoint import open_checkpoint
-from safelight.export.lora import LoraFile, fuse, open_lora, open_loras
+from safelight.export.lora import LoraFile, fused, open_lora, open_loras
 from safelight.export.lora_names import COMPONENTS
 from safelight.export.networks import COMPONENT_KINDS
 from safelight.reference import CLIPTextModel
@@ -126,12 +126,22 @@ def fused_here(networks: Networks, *loras: tuple[Path, float]) -> dict[str, Tens
     """The same by what is tested; the networks keep their weights."""
     shapes = {name: {key: v.shape for key, v in network.state_dict().items()} for name, network in networks.items()}
     opened = [open_lora(LoraFile(path, scale), shapes) for path, scale in loras]
-    fused = {}
+    changed = {}
     for name, network in networks.items():
-        changed = copy.deepcopy(network)
-        fuse(changed, name, opened)
-        fused[name] = dict(changed.state_dict())
-    return fused
+        weights = fused(Held(network.state_dict()), name, opened)
+        changed[name] = {key: weights[key] for key in weights.shapes}
+    return changed
+
+
+class Held:
+    """Weights that are in memory."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
 
 
 def assert_same(found: dict[str, Tensors], expected: dict[str, Tensors]) -> None:

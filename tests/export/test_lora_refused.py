@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from safelight.export.checkpoint import open_checkpoint
-from safelight.export.lora import LoraFile, fuse, open_loras
+from safelight.export.lora import LoraFile, fused, open_loras
 from safelight.reference import UNet2DConditionModel
+from safelight.reference.checkpoint import Weights
 from safelight.runtime import cli
 
 Fails = Callable[..., str]
@@ -168,14 +169,18 @@ REFUSED: dict[str, tuple[Change, str]] = {
 }
 
 
+def dict_of(weights: Weights) -> dict[str, torch.Tensor]:
+    return {name: weights[name] for name in weights.shapes}
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_fused_is_named(linear_checkpoint: Path, case: str, tmp_path: Path) -> None:
     change, message = REFUSED[case]
     path = saved(change(lora()), tmp_path)
     components = open_checkpoint(linear_checkpoint).components
-    unet = UNet2DConditionModel.from_pretrained(linear_checkpoint, subfolder="unet")
+    unet = UNet2DConditionModel.open_weights(linear_checkpoint / "unet")
     with pytest.raises(ValueError, match="lora") as error:
-        fuse(unet, "unet", open_loras([LoraFile(path)], components))
+        dict_of(fused(unet, "unet", open_loras([LoraFile(path)], components)))
     assert str(error.value) == f"{path}: {message}"
 
 

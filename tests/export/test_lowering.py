@@ -36,12 +36,13 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[NetworkDescription
     (description,) = describe("UNet2DConditionModel", "unet", config, {})
     graph = trace(description, build("UNet2DConditionModel", config, torch.float32))
     transposed = store_transposed(graph, parameters(graph, description))
-    names = [str(value.name) for value in parameters(graph, description)]
+    state = reference.state_dict()
+    shapes = {str(value.name): state[str(value.name)].shape for value in parameters(graph, description)}
     path = tmp_path_factory.mktemp("unet") / "model.onnx_data"
     return (
         description,
         graph,
-        write_weights(path, names, reference.state_dict(), transposed=transposed, dtype=torch.float32),
+        write_weights(path, shapes, state.__getitem__, transposed=transposed, dtype=torch.float32),
     )
 
 

@@ -14,7 +14,8 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from pairs import photograph
 
 from safelight.export.checkpoint import open_checkpoint
-from safelight.export.folder import ExportOptions, export_model
+from safelight.export.folder import export_model
+from safelight.export.options import ExportOptions
 from safelight.runtime.backends import Array, open_network
 from safelight.runtime.cli import main
 from safelight.runtime.image_processor import CLIPImageProcessor
