@@ -105,7 +105,7 @@ class SafetensorsFile:
         entry = self.tensors[name]
         buffer = torch.empty(entry.length, dtype=torch.uint8)
         self._file.seek(entry.offset)
-        if self._file.readinto(buffer.numpy()) != entry.length:
+        if self._file.readinto(buffer.numpy().data) != entry.length:
             raise self._corrupt(f"it ends within {name}")
         return buffer.view(entry.dtype).reshape(entry.shape)
 
