@@ -14,7 +14,7 @@ from torch import nn
 from safelight.export.networks import COMPONENT_KINDS, NetworkDescription, TensorDescription, describe
 from safelight.runtime import StableDiffusionPipeline
 from safelight.runtime.backends import Array, TensorSpec
-from safelight.runtime.model_folder import MODEL_INDEX, ModelFolder, read_json_object
+from safelight.runtime.model_folder import MODEL_INDEX, ModelFolder
 from safelight.runtime.networks import (
     AutoencoderKL,
     CLIPTextModel,
@@ -24,6 +24,7 @@ from safelight.runtime.networks import (
     read_config,
 )
 from safelight.runtime.schedulers import load_scheduler
+from safelight.runtime.text_files import read_json_object
 from safelight.runtime.tokenizer import CLIPTokenizer
 
 

@@ -11,8 +11,9 @@ from safelight.reference.checkpoint import find_weights, has_weights, read_confi
 from safelight.runtime.image_processor import CONFIG as PROCESSOR_CONFIG
 from safelight.runtime.image_processor import IMAGE_PROCESSORS
 from safelight.runtime.manifest import file_record
-from safelight.runtime.model_folder import GRAPH, MODEL_INDEX, lone_network, read_json_object
+from safelight.runtime.model_folder import GRAPH, MODEL_INDEX, check_components, lone_network
 from safelight.runtime.source import download, is_hub_id
+from safelight.runtime.text_files import read_json_object
 
 from . import pickled
 from .families import IN_FOLDERS, pipeline_family
@@ -191,6 +192,7 @@ def check_index(path: Path, index: Mapping[str, Any], left_out: Collection[str] 
     class_name = str(index.get("_class_name"))
     if family := pipeline_family(class_name):
         raise ValueError(f"{path} holds {family} ({class_name}), which cannot be exported; known: {IN_FOLDERS}")
+    check_components(path / MODEL_INDEX, index)
     kinds = {*COMPONENT_KINDS, *_TOKENIZERS, *IMAGE_PROCESSORS}
     for name, component in _classes(index).items():
         if name in left_out or component in kinds or component.endswith("Scheduler"):

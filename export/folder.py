@@ -79,7 +79,7 @@ def export_model(
                 note, written = found
             else:
                 note, written = _exported(task, stage, processes=processes, progress=progress)
-            records |= {network: component_record(record) for network, record in note.items()}
+            records |= {network: component_record(network, record) for network, record in note.items()}
             files |= written
         _copy_the_rest(checkpoint, stage.folder)
         manifest = Manifest(

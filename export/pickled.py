@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from safelight.reference.checkpoint import refuse_pointer
-from safelight.runtime.model_folder import read_json_object
+from safelight.runtime.text_files import read_json_object
 
 from .weights import write_safetensors
 

@@ -11,10 +11,11 @@ place of each tensor; the tensors' bytes, without gaps.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -104,7 +105,7 @@ class SafetensorsFile:
         buffer = torch.empty(entry.length, dtype=torch.uint8)
         with open_regular_file(self.path) as file:
             file.seek(entry.offset)
-            read = file.readinto(buffer.numpy())  # type: ignore[attr-defined]
+            read = file.readinto(buffer.numpy().data)
             if read != entry.length or os.fstat(file.fileno()).st_size != self._size:
                 raise self._corrupt(f"it changed before {name} was read")
         return buffer.view(entry.dtype).reshape(entry.shape)
@@ -113,7 +114,7 @@ class SafetensorsFile:
         return ValueError(f"{self.path} is truncated or corrupt; download it again ({reason})")
 
 
-def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+def _read_header(file: BufferedReader, size: int) -> tuple[dict[str, Any], int]:
     """The header, and where it ends in the file."""
     length = int.from_bytes(file.read(_PREFIX), "little")
     if size < _PREFIX:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .backends import Array
 from .image_input import ImageInput, check_picture, converted
-from .model_folder import read_json_object
+from .text_files import read_json_object
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -2,13 +2,19 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from .text_files import read_json
 
 MANIFEST_NAME = "safelight.json"
 FORMAT_VERSION = 1
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,28 +80,65 @@ def read_manifest(folder: Path) -> Manifest | None:
         ValueError: `safelight.json` is not one, or is of a newer format.
     """
     path = folder / MANIFEST_NAME
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
         version = fields["format_version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a manifest: {error!r}") from error
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} is of format {version}, this safelight reads format {FORMAT_VERSION}: export again")
     try:
-        components = {name: component_record(record) for name, record in fields.pop("components").items()}
-        files = {name: FileRecord(**record) for name, record in fields.pop("files").items()}
+        components = {name: component_record(name, record) for name, record in fields.pop("components").items()}
+        files = {_inside(name): _file(name, record) for name, record in fields.pop("files").items()}
         return Manifest(components=components, files=files, **fields)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a manifest: {error}") from error
 
 
-def component_record(record: Mapping[str, Any]) -> ComponentRecord:
-    """The record whose fields, as JSON has them, these are."""
+def component_record(name: str, record: Mapping[str, Any]) -> ComponentRecord:
+    """A component's record from its fields as JSON has them.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not those of a record, or name files outside of the component's folder.
+    """
     fields = dict(record)
-    return ComponentRecord(
+    component = ComponentRecord(
         inputs=[TensorRecord(**tensor) for tensor in fields.pop("inputs")],
         outputs=[TensorRecord(**tensor) for tensor in fields.pop("outputs")],
         **fields,
     )
+    if "onnx" not in component.graphs:
+        raise ValueError(f"{name} has no graph that any engine can read")
+    for path in (*component.graphs.values(), component.weights):
+        if PurePosixPath(_inside(path)).parent != PurePosixPath(name):
+            raise ValueError(f"{path!r} is no file in the folder of {name}")
+    for path in component.graphs.values():
+        if not path.endswith(".onnx"):  # by which an engine knows what to read it as
+            raise ValueError(f"{path!r} is no .onnx file")
+    if not isinstance(component.transposed, list):
+        raise TypeError(f"transposed of {name} must be a list")
+    return component
+
+
+def _file(name: str, record: Mapping[str, Any]) -> FileRecord:
+    file = FileRecord(**record)
+    if type(file.size) is not int or not isinstance(file.sha256, str) or not _SHA256.fullmatch(file.sha256):
+        raise TypeError(f"{name} must have a size and a sha256, got {file.size!r} and {file.sha256!r}")
+    return file
+
+
+def _inside(path: object) -> str:
+    """A path that is one of a file in the folder by its name.
+
+    Raises:
+        ValueError: it leads elsewhere, or does so on some system.
+    """
+    if (
+        not isinstance(path, str)
+        or any(character in path for character in "\0\\:")
+        or any(part in ("", ".", "..") for part in path.split("/"))
+    ):
+        raise ValueError(f"{path!r} leads out of the model folder")
+    return path

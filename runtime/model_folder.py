@@ -1,6 +1,5 @@
 """The model folder: what an export writes and every pipeline reads. Layout and names are optimum's ONNX layout."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,15 +8,22 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from .graph_check import check_graph
 from .manifest import MANIFEST_NAME, FileRecord, Manifest, file_record, read_manifest
+from .text_files import read_json_object
 
 MODEL_INDEX = "model_index.json"
 GRAPH = "model.onnx"
 CANONICAL = "onnx"  # the target of the graph that any engine can read
 
 _COMPONENT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_CODE_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+#: that indexes name, none of which is ever imported; the last is a module of diffusers, where its safety checker is
+_LIBRARIES = ("diffusers", "transformers", "optimum", "stable_diffusion")
+_SHOWN = 60  # characters of what somebody else wrote
 #: the networks that the hub has without a pipeline -> the component that they are
 _ALONE = {"AutoencoderKL": "vae", "AutoencoderTiny": "vae", "UNet2DModel": "unet"}
+_CHECKED_WHEN_OPENED = (".onnx", ".onnx_data")  # graphs and weights
 _WEIGHTS = ("*.safetensors", "*.bin", "*.ckpt")
 
 
@@ -48,20 +54,26 @@ class ModelFolder:
         """The graph of a network lowered for a target, or the canonical one where there is no such lowering.
 
         Raises:
-            FileNotFoundError: the folder lacks the network, or a file that its manifest names.
-            ValueError: the manifest names another file than the one that is there.
+            FileNotFoundError: the folder lacks the network, or a file that its manifest or the graph names.
+            ValueError: the manifest names another file than the one that is there; or the graph, whoever wrote it, is
+                one that `check_graph` refuses, or has weights that are a link out of the folder.
         """
         record = self.manifest.components.get(network) if self.manifest else None
         if record is None:
-            path = self.path / network / GRAPH
             if self.manifest is not None and network in self.manifest.left_out:
                 held = ", ".join(self.manifest.components)
                 raise FileNotFoundError(f"{self.path} holds {held} alone: it was exported without {network}")
-            if not path.is_file():
+            if not self.has_graph(network):
                 raise FileNotFoundError(f"{self.path} lacks the component {network}: there is no {network}/{GRAPH}")
-            return self.folder(network) / GRAPH
-        self._check(record.weights, contents=False)
-        return self._check(record.graphs.get(target, record.graphs[CANONICAL]), contents=True)
+            path = self.folder(network) / GRAPH
+            for weights in check_graph(path):
+                self._check_foreign(weights)
+        else:
+            own = self._check(record.weights)
+            path = self._check(record.graphs.get(target, record.graphs[CANONICAL]))
+            for weights in check_graph(path) - {own}:
+                self._check(weights.relative_to(self.path).as_posix())
+        return path
 
     def config(self, component: str) -> dict[str, Any]:
         """The `config.json` of a component.
@@ -70,7 +82,9 @@ class ModelFolder:
             FileNotFoundError: it is not there.
             ValueError: it is no JSON object.
         """
-        return read_json_object(self._inside(self.path / component / "config.json"))
+        name = f"{component}/config.json"
+        recorded = self.manifest is not None and name in self.manifest.files
+        return read_json_object(self._check(name) if recorded else self._inside(self.path / name))
 
     def tensor(self, network: str, name: str) -> NDArray[Any]:
         """One weight of a network, by the reference's name, as it is stored.
@@ -86,7 +100,7 @@ class ModelFolder:
                 f"{self.path}: {network} was not exported by safelight, its weights cannot be read by name"
             )
         try:
-            with safe_open(self._check(record.weights, contents=False), framework="numpy") as file:
+            with safe_open(self._check(record.weights), framework="numpy") as file:
                 tensor: NDArray[Any] = file.get_tensor(name)
         except SafetensorError as error:
             raise ValueError(f"{self.path}: {network} has no weight {name}: {error}") from error
@@ -97,31 +111,51 @@ class ModelFolder:
 
         Raises:
             FileNotFoundError: it is not there.
-            ValueError: it, or a file of it, is a link that leads out of the model folder.
+            ValueError: it, or a file of it, is a link that leads out of the model folder, or a file is none (a pipe).
         """
         path = self.path / component
         if not path.is_dir():
             raise FileNotFoundError(f"{self.path} lacks the component {component}")
-        for file in path.iterdir():
+        for file in self._inside(path).iterdir():
             self._inside(file)
-        return self._inside(path)
+            if not file.is_file() and not file.is_dir():
+                raise ValueError(f"{file} is neither a file nor a folder")
+        recorded = self.manifest.files if self.manifest is not None else {}
+        for name in recorded:
+            if name.startswith(f"{component}/") and not name.endswith(_CHECKED_WHEN_OPENED):
+                self._check(name)
+        return path
 
-    def _check(self, name: str, *, contents: bool) -> Path:
-        """The path of a file that the manifest names, with the recorded size and, when asked, contents."""
+    def _check(self, name: str) -> Path:
+        """The path of a file that the manifest names, whose contents must be those that it records."""
         assert self.manifest is not None
         path = self._inside(self.path / name)
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"{self.path} is not whole: {name} is missing; export it again")
+        if not path.is_file():
+            raise ValueError(f"{path} is not a regular file")
         expected = self.manifest.files.get(name)
         if expected is None:
             raise ValueError(f"{self.path}: the manifest does not record {name}; export it again")
-        found = file_record(path) if contents else FileRecord(size=path.stat().st_size, sha256=expected.sha256)
+        # sizes first: a truncated file of gigabytes need not be read to be told
+        size = path.stat().st_size
+        found = file_record(path) if size == expected.size else FileRecord(size=size, sha256="")
         if found != expected:
             raise ValueError(
                 f"{path} is not the file that was exported ({found.size} bytes, {expected.size} recorded): "
                 "it is truncated or was changed; export it again"
             )
         return path
+
+    def _check_foreign(self, weights: Path) -> None:
+        """Refuses weights that no manifest vouches for, and that may be a file from elsewhere."""
+        self._inside(weights)
+        # the hub's client makes no hard links, and a cache of its own may be made of them
+        if weights.stat().st_nlink > 1 and weights.resolve().is_relative_to(self.path.resolve()):
+            raise ValueError(
+                f"{weights} is a hard link: another name of it may lie outside of the model folder, and there is no "
+                f"{MANIFEST_NAME} to compare it with; put a copy in its place"
+            )
 
     def _inside(self, path: Path) -> Path:
         return check_inside(self.path, path)
@@ -163,10 +197,35 @@ def open_model_folder(path: str | Path) -> ModelFolder:
     class_name = index.get("_class_name")
     if not isinstance(class_name, str):
         raise ValueError(f"{path / MODEL_INDEX} names no pipeline class (_class_name)")
-    for name, value in index.items():
-        if isinstance(value, list) and not _COMPONENT_NAME.fullmatch(name):
-            raise ValueError(f"{path / MODEL_INDEX} has a component of an unusable name: {name!r}")
+    check_components(path / MODEL_INDEX, index)
     return ModelFolder(path, class_name, index, read_manifest(path))
+
+
+def check_components(place: Path, index: Mapping[str, Any]) -> None:
+    """Refuses components that are not named as those of diffusers are, before anything of them is looked at.
+
+    Args:
+        place: of the index, for the message.
+        index: a `model_index.json`.
+
+    Raises:
+        ValueError: a component's name cannot be that of a folder, or it is of code outside of the known libraries.
+    """
+    for name, value in index.items():
+        if not isinstance(value, list):
+            continue
+        if not _COMPONENT_NAME.fullmatch(name):
+            raise ValueError(f"{place} has a component of an unusable name: {name!r}")
+        if value == [None, None]:
+            continue
+        if len(value) != 2 or not all(isinstance(part, str) and _CODE_NAME.fullmatch(part) for part in value):
+            raise ValueError(f"{place}: component {name} must be a library and a class, got {str(value)[:_SHOWN]}")
+        library, class_name = value
+        if library.partition(".")[0] not in _LIBRARIES:
+            raise ValueError(
+                f"{place}: component {name} is {library}.{class_name}, which is not known here and is never run; "
+                f"known libraries: {', '.join(_LIBRARIES)}"
+            )
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -186,21 +245,3 @@ def lone_network(path: Path) -> tuple[str, str] | None:
         return None
     class_name = read_json_object(path / "config.json").get("_class_name")
     return (_ALONE[class_name], class_name) if class_name in _ALONE else None
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file's object.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} does not exist") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return value

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .model_folder import read_json_object
+from .text_files import LARGEST_VOCABULARY, read_json_object, read_text
 
 VOCABULARY = "vocab.json"
 MERGES = "merges.txt"
@@ -110,7 +110,7 @@ def _read_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], li
     """Vocabulary, merges, and the added tokens that `tokenizer.json` lists."""
     path = folder / TOKENIZER
     if path.is_file():
-        tokenizer = read_json_object(path)
+        tokenizer = read_json_object(path, limit=LARGEST_VOCABULARY)
         model = tokenizer.get("model")
         kind = model.get("type", "BPE") if isinstance(model, dict) else None
         if kind != "BPE":
@@ -132,7 +132,7 @@ def _read_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], li
                 f"a tokenizer needs {TOKENIZER}, or {VOCABULARY} and {MERGES}"
             )
         path = folder / MERGES
-        vocabulary = _vocabulary(read_json_object(folder / VOCABULARY), folder / VOCABULARY)
+        vocabulary = _vocabulary(read_json_object(folder / VOCABULARY, limit=LARGEST_VOCABULARY), folder / VOCABULARY)
         merges = list(_read_merges(path))
         listed = []
     for first, second in merges:
@@ -143,10 +143,7 @@ def _read_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], li
 
 
 def _read_merges(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    text = read_text(path, limit=LARGEST_VOCABULARY)
     # not splitlines: it would also split at characters that tokens may hold
     for number, line in enumerate(text.rstrip("\r\n").split("\n"), start=1):
         if not line.startswith("#version"):

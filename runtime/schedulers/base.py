@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..config import FrozenConfig
 from ..random import Generator
+from ..text_files import read_json_object
 from . import betas as schedules
 from .prediction import PREDICTION_TYPES
 from .spacing import SPACINGS
@@ -300,13 +301,7 @@ def load_config(folder: str | Path, subfolder: str | None = None) -> dict[str, A
 
     candidates = [subfolder] if subfolder else ["", "scheduler"]
     path = local_file(folder, [str(Path(candidate) / CONFIG_NAME) for candidate in candidates])
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return config
+    return read_json_object(path)
 
 
 def check_step(scheduler: Scheduler, model_output: Array, sample: Array, *, untimed: bool = False) -> None:

@@ -60,7 +60,8 @@ def test_an_export_without_room_is_refused_before_it_starts(
         (
             7 * 10**9,
             True,
-            "comparing the unet with its reference takes 9.0 GB of memory and 7.0 GB are free; --no-validate takes 1.5 GB",
+            "comparing the unet with its reference takes 9.0 GB of memory and 7.0 GB are free; "
+            "--no-validate takes 1.5 GB",
         ),
         (10**9, True, "comparing the unet with its reference takes 9.0 GB of memory and 1.0 GB are free"),
         (None, True, None),
@@ -145,5 +146,5 @@ def test_a_folder_of_some_components_says_so(
     assert sorted(manifest.left_out) == ["text_encoder", "unet", "vae_encoder"]
     assert not (out / "unet").exists()
     assert json.loads((out / "model_index.json").read_text())["unet"][1] == "UNet2DConditionModel"
-    with pytest.raises(FileNotFoundError, match="holds vae_decoder alone: .* was exported without text_encoder"):
+    with pytest.raises(FileNotFoundError, match=r"holds vae_decoder alone: .* was exported without text_encoder"):
         DiffusionPipeline.from_pretrained(out)
