@@ -101,7 +101,7 @@ def component_record(name: str, record: Mapping[str, Any]) -> ComponentRecord:
     """A component's record from its fields as JSON has them.
 
     Raises:
-        KeyError, TypeError, ValueError: they are not those of a record, or name files outside of the component's folder.
+        KeyError, TypeError, ValueError: they are not those of a record, or name files that are not the component's.
     """
     fields = dict(record)
     component = ComponentRecord(
