@@ -198,7 +198,10 @@ def open_model_folder(path: str | Path) -> ModelFolder:
     if not isinstance(class_name, str):
         raise ValueError(f"{path / MODEL_INDEX} names no pipeline class (_class_name)")
     check_components(path / MODEL_INDEX, index)
-    return ModelFolder(path, class_name, index, read_manifest(path))
+    folder = ModelFolder(path, class_name, index, read_manifest(path))
+    if folder.manifest is not None:
+        folder._check(MODEL_INDEX)
+    return folder
 
 
 def check_components(place: Path, index: Mapping[str, Any]) -> None:

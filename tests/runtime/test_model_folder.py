@@ -226,6 +226,29 @@ def test_a_changed_graph_is_refused(folder: Path) -> None:
         open_model_folder(folder).graph("unet", "onnxruntime-cpu")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/merges.txt",
+        "unet/config.json",
+        "unet/model.onnx_data",
+        "vae_decoder/model.onnx_data",
+    ],
+)
+def test_a_folder_of_which_one_file_changed_is_not_loaded(folder: Path, name: str) -> None:
+    """A byte that no reader would trip over: white space, or the last bit of a weight."""
+    content = bytearray((folder / name).read_bytes())
+    if name.endswith(".json"):
+        content = content.rstrip() + b" "
+    else:
+        content[-1 if name.endswith("data") else -2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is not the file that was exported .*; export it again$"):
+        DiffusionPipeline.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("name", [LOWERED, "unet/model.onnx_data"])
 def test_truncated_graphs_and_weights_are_refused_with_both_sizes(folder: Path, name: str) -> None:
     path = folder / name
@@ -256,12 +279,12 @@ def test_missing_networks_configs_and_components_are_named(foreign: Path) -> Non
         model.folder("tokenizer")
 
 
-def test_a_component_config_that_is_no_object_is_refused(folder: Path) -> None:
-    (folder / "unet" / "config.json").write_text("7")
+def test_a_component_config_that_is_no_object_is_refused(foreign: Path) -> None:
+    (foreign / "unet" / "config.json").write_text("7")
     with pytest.raises(ValueError, match=r"unet/config\.json holds no JSON object$"):
-        open_model_folder(folder).config("unet")
+        open_model_folder(foreign).config("unet")
     with pytest.raises(FileNotFoundError, match=r"none\.json does not exist$"):
-        read_json_object(folder / "none.json")
+        read_json_object(foreign / "none.json")
 
 
 # the manifest
@@ -368,6 +391,8 @@ def test_unknown_weights_and_networks_are_refused_by_name(folder: Path) -> None:
 def test_weights_that_are_no_safetensors_are_refused(folder: Path) -> None:
     weights = folder / "unet" / "model.onnx_data"
     weights.write_bytes(b"\xff" * weights.stat().st_size)
+    digest = file_record(weights).sha256
+    edit(folder / "safelight.json", lambda manifest: manifest["files"]["unet/model.onnx_data"].update(sha256=digest))
     with pytest.raises(ValueError, match=r"unet has no weight conv_in\.weight: "):
         open_model_folder(folder).tensor("unet", "conv_in.weight")
 
