@@ -1,18 +1,19 @@
 """A checkpoint in diffusers' layout: where it comes from, what is in it, and whether it can be exported at all."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safelight.reference.checkpoint import find_weights, has_weights, read_config
+from safelight.runtime.hub import Selection, download, origin
 from safelight.runtime.image_processor import CONFIG as PROCESSOR_CONFIG
 from safelight.runtime.image_processor import IMAGE_PROCESSORS
 from safelight.runtime.manifest import file_record
-from safelight.runtime.model_folder import GRAPH, MODEL_INDEX, lone_network, read_json_object
-from safelight.runtime.source import download, is_hub_id
+from safelight.runtime.model_folder import GRAPH, MODEL_INDEX, is_checkpoint, lone_network, read_json_object
+from safelight.runtime.source import is_hub_id
 
 from . import pickled
 from .families import IN_FOLDERS, pipeline_family
@@ -60,6 +61,7 @@ def open_checkpoint(
     token: str | None = None,
     safety_checker: bool = True,
     unpickled: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Checkpoint:
     """Finds a checkpoint and looks it over.
 
@@ -71,8 +73,10 @@ def open_checkpoint(
         safety_checker: whether to export it, if there is one.
         unpickled: an empty folder that networks whose weights are pickled are written into, in safetensors; when None,
             pickles are refused.
+        progress: told how much is downloaded, in one line.
 
     Raises:
+        OSError: the hub cannot be reached, refuses, or has more than there is room for.
         FileNotFoundError: there is no such folder or hub id, or a component, a configuration or weights are missing.
         ValueError: the folder is no checkpoint, or one that cannot be exported; the message says why.
     """
@@ -80,10 +84,18 @@ def open_checkpoint(
     if not path.exists():
         if not is_hub_id(str(source)):
             raise FileNotFoundError(f"{source} does not exist, and is no hub id either (owner/name)")
-        path = download(str(source), revision=revision, token=token)
+        path = download(
+            str(source),
+            Selection(variant=variant, safety_checker=safety_checker, pickles=unpickled is not None),
+            revision=revision,
+            token=token,
+            exported=False,
+            check=lambda index, _: _check_hub_index(str(source), index, safety_checker),
+            progress=progress,
+        )
     if not path.is_dir():
         raise ValueError(f"{path} is a file; a checkpoint is a folder with a {MODEL_INDEX}")
-    if any(path.glob(f"*/{GRAPH}")):
+    if any(path.glob(f"*/{GRAPH}")) and not is_checkpoint(path):
         raise ValueError(f"{path} was exported already: it holds {GRAPH} files")
     index = _index(path)
     classes = _classes(index)
@@ -101,6 +113,7 @@ def open_checkpoint(
     copied = _copied(path, exported)
     components = _components(path, networks, exported, variant, unpickled)
     check_fit([_configured(component) for component in components], index)
+    repository, commit = origin(path) or (None, None)
     return Checkpoint(
         path=path,
         index=index,
@@ -109,8 +122,9 @@ def open_checkpoint(
         tokenizers=tuple(name for name, class_name in exported.items() if class_name in _TOKENIZERS),
         left_out=left_out,
         source={
-            "id": str(source) if is_hub_id(str(source)) and not Path(source).exists() else path.resolve().name,
+            "id": repository or path.resolve().name,
             "revision": revision,
+            "commit": commit,
             "variant": variant,
             "files": {
                 str(file.relative_to(path)): file_record(file).sha256
@@ -119,6 +133,12 @@ def open_checkpoint(
             },
         },
     )
+
+
+def _check_hub_index(repo_id: str, index: Mapping[str, Any], safety_checker: bool) -> None:
+    """Refuses what cannot be exported by a hub repository's index alone; a network alone has none."""
+    if index:
+        check_index(Path(repo_id), index, _left_out(_classes(index), safety_checker))
 
 
 def _index(path: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def open_source(
         allow_pickle: whether pickled weights are read, by torch's unpickler that makes nothing but tensors.
         prediction_type: of a single file, "epsilon" or "v_prediction"; inferred when None.
         safety_checker: whether to export a folder's, if there is one.
-        progress: told one line at each network of a single file.
+        progress: told one line at each network of a single file, and before a download.
 
     Raises:
         FileNotFoundError: there is no such folder, file or hub id, or a part of it is missing.
@@ -63,6 +63,7 @@ def open_source(
         "revision": revision,
         "token": token,
         "safety_checker": safety_checker,
+        "progress": progress,
     }
     if not allow_pickle:
         yield open_checkpoint(source, **options)
