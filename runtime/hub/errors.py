@@ -46,7 +46,7 @@ def _explained(error: BaseException, repo_id: str, revision: str | None, token: 
         case errors.RepositoryNotFoundError():
             return FileNotFoundError(f"{hub} has no repository {repo_id}, or it is private; {_SIGN_IN}")
         case errors.HfHubHTTPError(response=response) if response.status_code == 401:
-            return PermissionError(f"{hub} does not know the token; {_SIGN_IN}")
+            return PermissionError(f"{hub} does not know the token, or needs one; {_SIGN_IN}")
         case errors.HfHubHTTPError(response=response) if response.status_code == 403:
             return PermissionError(f"{hub} does not allow this for {repo_id}; {_SIGN_IN}")
         case errors.HfHubHTTPError(response=response) if response.status_code >= 429:

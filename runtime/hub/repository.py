@@ -109,19 +109,24 @@ def download_file(repo_id: str, candidates: Sequence[str]) -> Path:
     Raises:
         FileNotFoundError: it has none of them; and as `download`.
     """
-    import huggingface_hub
+    from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 
     names = " or ".join(candidates)
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        for name in candidates:
-            if isinstance(path := huggingface_hub.try_to_load_from_cache(repo_id, name), str):
-                return Path(path)
-        raise FileNotFoundError(f"the hub's cache has no {names} of {repo_id}, and the hub is not asked")
-    with in_the_users_words(repo_id):
-        listing = {file.rfilename for file in huggingface_hub.HfApi().model_info(repo_id).siblings or ()}
-        if name := next((name for name in candidates if name in listing), None):
-            return Path(huggingface_hub.hf_hub_download(repo_id, name))
-    raise FileNotFoundError(f"{repo_id} has no {names}")
+    reason = "the hub is not asked (HF_HUB_OFFLINE=1)"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            with in_the_users_words(repo_id):
+                listing = {file.rfilename for file in HfApi().model_info(repo_id).siblings or ()}
+                if present := [name for name in candidates if name in listing]:
+                    return Path(hf_hub_download(repo_id, present[0]))
+        except ConnectionError as error:
+            reason = str(error)
+        else:
+            raise FileNotFoundError(f"{repo_id} has no {names}")
+    for name in candidates:
+        if isinstance(found := try_to_load_from_cache(repo_id, name), str):
+            return Path(found)
+    raise FileNotFoundError(f"{repo_id} has no {names} in the hub's cache, and {reason}")
 
 
 def origin(path: Path) -> tuple[str, str] | None:
@@ -159,7 +164,7 @@ def _fetched(request: _Request) -> Path:
         _check_room(repo_id, repository, size)
         request.progress(f"{repo_id}: downloading {_bytes(size)} in {len(missing)} files")
     for name in missing:
-        if files[name].lfs:
+        if files[name].lfs and not (snapshot / name).exists():  # of which the client makes a copy
             transfer(repo_id, name, commit=commit, repository=repository, destination=places[name], token=token)
     if not all((folder / name).exists() for name in needed):
         snapshot_download(
@@ -183,13 +188,13 @@ def _cached(request: _Request, reason: str) -> Path:
 
     repo_id, revision = request.repo_id, request.revision
     for name in (MODEL_INDEX, _LONE_CONFIG):
-        start = try_to_load_from_cache(repo_id, name, cache_dir=request.cache_dir, revision=revision)
-        if isinstance(start, str):
+        found = try_to_load_from_cache(repo_id, name, cache_dir=request.cache_dir, revision=revision)
+        if isinstance(found, str):
+            snapshot = Path(found).parent
             break
     else:
         where = f" at the revision {revision}" if revision else ""
         raise FileNotFoundError(f"{repo_id}{where} is not in the hub's cache, and {reason}")
-    snapshot = Path(start).parent
     exported = snapshot.parent.parent / _EXPORTED / snapshot.name
     folder = exported if is_exported(_files(exported)) else snapshot
     try:
@@ -231,10 +236,11 @@ def _needed(request: _Request, listing: Collection[str], folder: Path) -> list[s
             raise ValueError(f"there is no {MODEL_INDEX}, and {_LONE_CONFIG} is of no network that is known alone")
         request.check(index, folder)
         return needed_files(listing, index, request.selection)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{request.repo_id}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{request.repo_id}: {error}") from error
+    except (FileNotFoundError, ValueError) as error:
+        if str(error).startswith(request.repo_id):
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{request.repo_id}: {error}") from error
 
 
 def _blob(repository: Path, file: "RepoSibling") -> Path:

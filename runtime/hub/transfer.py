@@ -34,7 +34,7 @@ def transfer(
         Exception: the client's, when the hub refuses or nothing arrives any more.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.utils import WeakFileLock
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # lazy, as below
 
     url = hf_hub_url(repo_id, name, revision=commit)
     metadata = get_hf_file_metadata(url, token=token)
@@ -61,7 +61,7 @@ def _append(url: str, partial: Path, size: int, token: str | None, name: str) ->
     """Fetches what a file lacks, for as long as each attempt brings something."""
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     headers = build_hf_headers(token=token)
     with partial.open("ab") as file:

@@ -42,8 +42,8 @@ def checkpoint_files() -> dict[str, bytes]:
     files = {"model_index.json": json.dumps(INDEX).encode(), "scheduler/scheduler_config.json": b"{}"}
     for seed, network in enumerate(("unet", "vae")):
         files[f"{network}/config.json"] = json.dumps({"of": network}).encode()
-        for name in ("", ".fp16", ".non_ema"):
-            files[f"{network}/diffusion_pytorch_model{name}.safetensors"] = random_bytes(3000 + seed)
+        for size, name in enumerate(("", ".fp16", ".non_ema"), start=3000):
+            files[f"{network}/diffusion_pytorch_model{name}.safetensors"] = random_bytes(size, seed)
         files[f"{network}/diffusion_pytorch_model.bin"] = random_bytes(10)
         files[f"{network}/model.onnx"] = files[f"{network}/openvino_model.bin"] = random_bytes(10)
     return {**files, "README.md": b"# x", "all.safetensors": random_bytes(9000), "code.py": b"raise SystemExit"}
@@ -120,6 +120,10 @@ def test_of_a_repository_only_the_schedulers_file_is_fetched_for_a_scheduler(hub
     hub.publish(NAME, {**checkpoint_files(), "scheduler/scheduler_config.json": json.dumps(config).encode()})
     assert EulerDiscreteScheduler.from_pretrained(NAME, subfolder="scheduler").config["beta_end"] == 0.0123
     assert set(hub.sent) == {"scheduler/scheduler_config.json"}
+    with pytest.raises(FileNotFoundError, match=r"^owner/name has no other/scheduler_config\.json$"):
+        EulerDiscreteScheduler.from_pretrained(NAME, subfolder="other")
+    hub.status = 503
+    assert EulerDiscreteScheduler.from_pretrained(NAME).config["beta_end"] == 0.0123
 
 
 # a transfer that breaks
@@ -230,7 +234,7 @@ def test_a_gated_repository_says_where_to_accept_the_licence(hub: HubServer) -> 
 
 def test_a_token_that_the_hub_does_not_know_is_refused_and_never_shown(hub: HubServer) -> None:
     hub.publish(NAME, checkpoint_files())
-    with pytest.raises(PermissionError, match="does not know the token; `hf auth login`") as caught:
+    with pytest.raises(PermissionError, match="does not know the token, or needs one; `hf auth login`") as caught:
         download(NAME, token=TOKEN)
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
     for token in ("", f"{TOKEN}\n", f"{TOKEN} x", f"{TOKEN}é"):
@@ -273,7 +277,7 @@ def test_what_is_refused_by_its_index_is_not_fetched(hub: HubServer) -> None:
         ({"README.md": b""}, r"^owner/name is no model: it has no model_index\.json$"),
         (
             {"b.safetensors": b"", "a.ckpt": b"", "x/c.ckpt": b""},
-            r"no model: it has no model_index\.json; to use a file of it, download that file and name it: a\.ckpt, b\.s",
+            r"no model: it has no model_index\.json; to use a file of it, download that file and name it: a\.ckpt, b",
         ),
         (
             {"config.json": b'{"_class_name": "GPT2"}', "model.safetensors": b""},
@@ -328,8 +332,10 @@ def test_offline_what_the_cache_lacks_is_said(hub: HubServer, monkeypatch: pytes
     )
     with pytest.raises(FileNotFoundError, match=expected):
         download(NAME, revision="v2")
-    with pytest.raises(FileNotFoundError, match=r"^the hub's cache has no scheduler_config\.json or .* of owner/name, and"):
-        EulerDiscreteScheduler.from_pretrained(NAME, subfolder=None)
+    with pytest.raises(
+        FileNotFoundError, match=r"^owner/name has no scheduler_config\.json or .* in the hub's cache, and "
+    ):
+        EulerDiscreteScheduler.from_pretrained(NAME)
     assert not hub.requests
 
 
@@ -366,7 +372,7 @@ def test_an_exported_model_is_fetched_whole_as_files_and_makes_the_same_picture(
     assert own == files
     assert all(hub.sent[name] <= 2 * len(files[name]) for name in files)
     assert all(hub.sent[name] == len(files[name]) for name in files if name.endswith("onnx_data"))
-    assert not any(p.is_symlink() or p.is_file() and p.stat().st_nlink != 1 for p in path.rglob("*"))
+    assert not any(p.is_symlink() or (p.is_file() and p.stat().st_nlink != 1) for p in path.rglob("*"))
     assert origin(path) == (NAME, repository.refs["main"])
     assert picture(path) == picture(bundled_model())
     hub.requests.clear()
@@ -383,6 +389,11 @@ def test_an_exported_model_that_another_tool_downloaded_runs_from_the_snapshot_o
     assert (snapshot / "unet" / "model.onnx_data").is_symlink()
     assert local_model(NAME, local_files_only=True) == snapshot
     assert picture(snapshot) == picture(bundled_model())
+    hub.sent.clear()
+    path = local_model(NAME)  # as files of their own, copied
+    assert not hub.sent
+    assert (path / "unet" / "model.onnx_data").read_bytes() == (snapshot / "unet" / "model.onnx_data").read_bytes()
+    assert not (path / "unet" / "model.onnx_data").is_symlink()
 
 
 def test_an_exported_model_that_lacks_a_file_is_refused(hub: HubServer) -> None:
