@@ -1,18 +1,19 @@
 """A checkpoint in diffusers' layout: where it comes from, what is in it, and whether it can be exported at all."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safelight.reference.checkpoint import find_weights, has_weights, read_config
+from safelight.runtime.hub import Selection, download, origin
 from safelight.runtime.image_processor import CONFIG as PROCESSOR_CONFIG
 from safelight.runtime.image_processor import IMAGE_PROCESSORS
 from safelight.runtime.manifest import file_record
-from safelight.runtime.model_folder import GRAPH, MODEL_INDEX, check_components, lone_network
-from safelight.runtime.source import download, is_hub_id
+from safelight.runtime.model_folder import GRAPH, MODEL_INDEX, check_components, is_checkpoint, lone_network
+from safelight.runtime.source import is_hub_id
 from safelight.runtime.text_files import read_json_object
 
 from . import pickled
@@ -70,6 +71,7 @@ def open_checkpoint(
     safety_checker: bool = True,
     components: Collection[str] | None = None,
     unpickled: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Checkpoint:
     """Finds a checkpoint and looks it over.
 
@@ -82,8 +84,10 @@ def open_checkpoint(
         components: which to export, by their names or those of their networks ("vae", "vae_decoder"); all when None.
         unpickled: an empty folder that networks whose weights are pickled are written into, in safetensors; when None,
             pickles are refused.
+        progress: told how much is downloaded, in one line.
 
     Raises:
+        OSError: the hub cannot be reached, refuses, or has more than there is room for.
         FileNotFoundError: there is no such folder or hub id, or a component, a configuration or weights are missing.
         ValueError: the folder is no checkpoint, or one that cannot be exported; the message says why.
     """
@@ -91,10 +95,18 @@ def open_checkpoint(
     if not path.exists():
         if not is_hub_id(str(source)):
             raise FileNotFoundError(f"{source} does not exist, and is no hub id either (owner/name)")
-        path = download(str(source), revision=revision, token=token)
+        path = download(
+            str(source),
+            Selection(variant, components, safety_checker, pickles=unpickled is not None),
+            revision=revision,
+            token=token,
+            exported=False,
+            check=lambda index, _: _check_hub_index(str(source), index, safety_checker),
+            progress=progress,
+        )
     if not path.is_dir():
         raise ValueError(f"{path} is a file; a checkpoint is a folder with a {MODEL_INDEX}")
-    if any(path.glob(f"*/{GRAPH}")):
+    if any(path.glob(f"*/{GRAPH}")) and not is_checkpoint(path):
         raise ValueError(f"{path} was exported already: it holds {GRAPH} files")
     index = _index(path)
     classes = _classes(index)
@@ -116,6 +128,7 @@ def open_checkpoint(
     opened = _components(path, {name: networks[name] for name in wanted}, exported, variant, unpickled)
     if not unwanted:
         check_fit([(component.name, component.class_name, component.configuration()) for component in opened], index)
+    repository, commit = origin(path) or (None, None)
     return Checkpoint(
         path=path,
         index=index,
@@ -131,8 +144,9 @@ def open_checkpoint(
             if network not in wanted.get(name, ())
         ),
         source={
-            "id": str(source) if is_hub_id(str(source)) and not Path(source).exists() else path.resolve().name,
+            "id": repository or path.resolve().name,
             "revision": revision,
+            "commit": commit,
             "variant": variant,
             "files": {
                 str(file.relative_to(path)): file_record(file).sha256
@@ -162,6 +176,12 @@ def _wanted(networks: Mapping[str, str], chosen: Collection[str] | None) -> dict
         for name, several in names.items()
     }
     return {name: several for name, several in wanted.items() if several}
+
+
+def _check_hub_index(repo_id: str, index: Mapping[str, Any], safety_checker: bool) -> None:
+    """Refuses what cannot be exported by a hub repository's index alone; a network alone has none."""
+    if index:
+        check_index(Path(repo_id), index, _left_out(_classes(index), safety_checker))
 
 
 def _index(path: Path) -> dict[str, Any]:

@@ -64,7 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prediction-type", help="of a single file: epsilon or v_prediction (default: what diffusers concludes)"
     )
     parser.add_argument("--revision", help="of a hub id: a branch, a tag or a commit")
-    parser.add_argument("--token", help="for the hub")
+    parser.add_argument("--token", help="for the hub (default: that of `hf auth login`, or HF_TOKEN)")
+    parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="put the export into this repository, which is made if needed"
+    )
+    parser.add_argument("--private", action="store_true", help="with --push-to-hub: for nobody else to see")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -81,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         from .folder import export_model
         from .lora import LoraFile
         from .options import ExportOptions
+        from .push import create_repository, push
         from .source import open_source
         from .staging import check_destination
     except ModuleNotFoundError as error:
@@ -103,6 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
         loras=tuple(LoraFile.parse(text) for text in arguments.lora),
     )
     check_destination(arguments.destination)
+    if arguments.push_to_hub:
+        create_repository(arguments.push_to_hub, private=arguments.private, token=arguments.token)
+    elif arguments.private:
+        raise ValueError("--private is of a repository on the hub: name one, --push-to-hub OWNER/NAME")
     with open_source(
         arguments.source,
         workspace=arguments.destination.parent,
@@ -120,4 +129,6 @@ def run(arguments: argparse.Namespace) -> int:
         export_model(checkpoint, arguments.destination, options, progress=progress)
     size = sum(path.stat().st_size for path in arguments.destination.rglob("*") if path.is_file())
     progress(f"{arguments.destination}: {size / 1e6:.1f} MB")
+    if arguments.push_to_hub:
+        progress(push(arguments.destination, arguments.push_to_hub, token=arguments.token, progress=progress))
     return 0

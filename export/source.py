@@ -45,7 +45,7 @@ def open_source(
         prediction_type: of a single file, "epsilon" or "v_prediction"; inferred when None.
         safety_checker: whether to export a folder's, if there is one.
         components: which to export; see `open_checkpoint`.
-        progress: told one line at each network of a single file.
+        progress: told one line at each network of a single file, and before a download.
 
     Raises:
         FileNotFoundError: there is no such folder, file or hub id, or a part of it is missing.
@@ -66,6 +66,7 @@ def open_source(
         "token": token,
         "safety_checker": safety_checker,
         "components": components,
+        "progress": progress,
     }
     if not allow_pickle:
         yield open_checkpoint(source, **options)

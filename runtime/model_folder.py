@@ -1,9 +1,9 @@
 """The model folder: what an export writes and every pipeline reads. Layout and names are optimum's ONNX layout."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ _SHOWN = 60  # characters of what somebody else wrote
 _ALONE = {"AutoencoderKL": "vae", "AutoencoderTiny": "vae", "UNet2DModel": "unet"}
 _CHECKED_WHEN_OPENED = (".onnx", ".onnx_data")  # graphs and weights
 _WEIGHTS = ("*.safetensors", "*.bin", "*.ckpt")
+#: what diffusers and transformers call weights; other engines' may be `.bin` too
+_CHECKPOINT_WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)([.-][\w.-]+)?\.(safetensors|bin)")
 
 
 @dataclass(frozen=True)
@@ -232,10 +234,25 @@ def check_components(place: Path, index: Mapping[str, Any]) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether the folder is a checkpoint in diffusers' layout: an index, or a network alone, and weights; no graph."""
-    if any(path.glob(f"*/{GRAPH}")) or not ((path / MODEL_INDEX).is_file() or lone_network(path)):
+    """Whether the folder is a checkpoint in diffusers' layout: an index, or a network alone, and weights."""
+    if not ((path / MODEL_INDEX).is_file() or lone_network(path)):
+        return False
+    files = [file for place in ("*", "*/*") for file in path.glob(place) if file.is_file()]
+    if is_exported({file.relative_to(path).as_posix() for file in files}):
         return False
     return any(next(path.glob(f"{place}{pattern}"), None) for pattern in _WEIGHTS for place in ("*/", ""))
+
+
+def is_exported(listing: Collection[str]) -> bool:
+    """Whether these files are an exported model's: it has a manifest, or graphs and no weights of a checkpoint.
+
+    Repositories on the hub may have graphs beside the checkpoint's weights, and are checkpoints.
+    """
+    if MANIFEST_NAME in listing:
+        return True
+    names = [PurePosixPath(name) for name in listing]
+    graphs = any(len(name.parts) == 2 and name.name == GRAPH for name in names)
+    return graphs and not any(_CHECKPOINT_WEIGHTS.fullmatch(name.name) for name in names if len(name.parts) <= 2)
 
 
 def lone_network(path: Path) -> tuple[str, str] | None:

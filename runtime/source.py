@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from .hub import Selection, download, download_file, origin
 from .manifest import FORMAT_VERSION, file_record
 from .model_folder import MODEL_INDEX, is_checkpoint
 
@@ -17,11 +19,6 @@ from .model_folder import MODEL_INDEX, is_checkpoint
 SOURCE_OPTIONS = ("variant", "revision", "token", "cache_dir", "local_files_only")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-#: what a model folder may hold, and what a checkpoint in diffusers' layout holds; never code, never pickles, nor the
-#: whole model in a single file, which lies beside the folders
-_HUB_FILES = ("*.json", "*.txt", "*.onnx", "*.onnx_data", "*/*.safetensors", "diffusion_pytorch_model*.safetensors")
-
-
 #: how the names of single-file checkpoints end that are not safetensors files
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -55,6 +52,7 @@ def local_model(
 
     Raises:
         FileNotFoundError: there is no such folder, and it is no hub id; or the hub does not have it.
+        OSError: the hub cannot be reached, refuses, or has more than there is room for; see `hub.download`.
         ModuleNotFoundError: it is a checkpoint, and the export extra is not installed.
         RuntimeError: the export failed.
         ValueError: it is a pickled file.
@@ -69,7 +67,13 @@ def local_model(
         if not is_hub_id(str(name)):
             raise FileNotFoundError(f"{name} does not exist, and is no hub id either (owner/name)")
         path = download(
-            str(name), revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+            str(name),
+            Selection(variant=variant),
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            check=lambda index, folder: _check_checkpoint(str(name), index, folder, variant),
         )
     return exported(path, variant=variant) if is_checkpoint(path) or _is_single_file(path) else path
 
@@ -82,42 +86,11 @@ def local_file(name: str | Path, candidates: Sequence[str]) -> Path:
     """
     folder = Path(name)
     if not folder.exists() and is_hub_id(str(name)):
-        folder = download(str(name))
+        return download_file(str(name), candidates)
     for candidate in candidates:
         if (folder / candidate).is_file():
             return folder / candidate
     raise FileNotFoundError(f"{name} has no {' or '.join(candidates)}")
-
-
-def download(
-    repo_id: str,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Path:
-    """The local copy of a hub repository's model files.
-
-    Raises:
-        FileNotFoundError: the hub does not have it, or cannot be reached and the cache does not have it.
-    """
-    import huggingface_hub  # only for those who name a hub id
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo_id,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                allow_patterns=list(_HUB_FILES),
-            )
-        )
-    except Exception as error:  # a connection that breaks is the HTTP library's own, and the library changes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileNotFoundError(f"{repo_id} is no folder here and cannot be had from the hub: {reason}") from error
 
 
 def _is_single_file(path: Path) -> bool:
@@ -131,14 +104,10 @@ def exported(checkpoint: Path, *, variant: str | None = None) -> Path:
         ModuleNotFoundError: the export extra is not installed.
         RuntimeError: the export failed; its last words are in the message.
     """
-    destination = cache_folder() / "exports" / _content_key(checkpoint, variant)
+    destination = _destination(checkpoint, variant)
     if (destination / MODEL_INDEX).is_file():
         return destination
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnxscript") is None:
-        raise ModuleNotFoundError(
-            f"{checkpoint} is a checkpoint that was not exported yet. On a machine with the export extra "
-            f"(pip install 'safelight[export]'): safelight export {checkpoint} FOLDER; then open FOLDER"
-        )
+    _require_export(checkpoint)
     command = [sys.executable, "-m", "safelight.runtime", "export", str(checkpoint), str(destination), "--quiet"]
     command += ["--variant", variant] if variant else []
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -148,12 +117,43 @@ def exported(checkpoint: Path, *, variant: str | None = None) -> Path:
     return destination
 
 
+def _check_checkpoint(repo_id: str, index: Mapping[str, Any], folder: Path, variant: str | None) -> None:
+    """Refuses a checkpoint on the hub that cannot be exported, or not here, before its weights are fetched."""
+    from .hub.files import networks_of
+    from .networks import NETWORK_OPENERS  # which import this module
+
+    for name, class_name in networks_of(index).items():
+        if class_name not in NETWORK_OPENERS:
+            known = ", ".join(NETWORK_OPENERS)
+            raise ValueError(f"component {name} is a {class_name}, which is not known here; known: {known}")
+    if not (_destination(folder, variant) / MODEL_INDEX).is_file():
+        _require_export(repo_id)
+
+
+def _require_export(checkpoint: str | Path) -> None:
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnxscript") is None:
+        raise ModuleNotFoundError(
+            f"{checkpoint} is a checkpoint that was not exported yet. On a machine with the export extra "
+            f"(pip install 'safelight[export]'): safelight export {checkpoint} FOLDER; then open FOLDER"
+        )
+
+
+def _destination(checkpoint: Path, variant: str | None) -> Path:
+    """Where the cache has the export of a checkpoint."""
+    return cache_folder() / "exports" / _content_key(checkpoint, variant)
+
+
 def _content_key(checkpoint: Path, variant: str | None) -> str:
     """A name for an export of exactly these files, in the format that is read here."""
+    if commit := origin(checkpoint):
+        return _key([FORMAT_VERSION, commit, variant])
     digests = {
         str(path.relative_to(checkpoint)): file_record(path).sha256
         for path in sorted([checkpoint, *checkpoint.glob("**/*")])
         if path.is_file() and path.suffix in {".json", ".txt", ".safetensors"}
     }
-    content = json.dumps([FORMAT_VERSION, digests, variant])
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
+    return _key([FORMAT_VERSION, digests, variant])
+
+
+def _key(content: list[object]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

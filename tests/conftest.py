@@ -2,9 +2,10 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,17 @@ def _load(name: str) -> ModuleType:
 checkpoints = _load("checkpoints")
 _load("pairs")
 _load("recorded")
+hub_server = _load("hub_server")
 _load("original_layout")
 _load("single_files")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A hub on this machine that the real client of this process talks to, with a cache that is empty."""
+    with hub_server.HubServer() as server:
+        server.serve_client(monkeypatch, tmp_path / "hub-home")
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -5,17 +5,15 @@ import json
 import shutil
 import subprocess
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
 from safelight.runtime import DiffusionPipeline, bundled_model, source
+from safelight.runtime.hub import Selection
 from safelight.runtime.model_folder import open_model_folder
-from safelight.runtime.source import cache_folder, download, exported, is_hub_id, local_file, local_model
+from safelight.runtime.source import cache_folder, exported, is_hub_id, local_file, local_model
 
 
 @pytest.fixture(autouse=True)
@@ -32,22 +30,22 @@ def checkpoint(linear_checkpoint: Path, tmp_path: Path) -> Path:
 
 
 class Hub:
-    """Stands in for `huggingface_hub.snapshot_download`: records what it is asked, gives a folder or fails."""
+    """Stands in for `hub.download`: records what it is asked, gives a folder or fails."""
 
     def __init__(self, result: Path | Exception) -> None:
         self.result = result
-        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.calls: list[tuple[str, Selection, dict[str, Any]]] = []
 
-    def __call__(self, repo_id: str, **options: Any) -> str:
-        self.calls.append((repo_id, options))
+    def __call__(self, repo_id: str, selection: Selection, **options: Any) -> Path:
+        self.calls.append((repo_id, selection, options))
         if isinstance(self.result, Exception):
             raise self.result
-        return str(self.result)
+        return self.result
 
 
-def hub(monkeypatch: pytest.MonkeyPatch, result: Path | Exception) -> Hub:
+def stand_in_for_the_hub(monkeypatch: pytest.MonkeyPatch, result: Path | Exception) -> Hub:
     stand_in = Hub(result)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", stand_in)
+    monkeypatch.setattr(source, "download", stand_in)
     return stand_in
 
 
@@ -81,7 +79,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_name_that_is_neither_is_refused_without_asking_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = hub(monkeypatch, bundled_model())
+    asked = stand_in_for_the_hub(monkeypatch, bundled_model())
     with pytest.raises(
         FileNotFoundError, match=r"^no/such/folder does not exist, and is no hub id either \(owner/name\)$"
     ):
@@ -90,7 +88,7 @@ def test_a_name_that_is_neither_is_refused_without_asking_the_hub(monkeypatch: p
 
 
 def test_a_folder_that_is_named_like_a_hub_id_is_that_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = hub(monkeypatch, ValueError("nobody asked"))
+    asked = stand_in_for_the_hub(monkeypatch, ValueError("nobody asked"))
     shutil.copytree(bundled_model(), tmp_path / "owner" / "name")
     monkeypatch.chdir(tmp_path)
     assert local_model("owner/name") == Path("owner/name")
@@ -101,85 +99,19 @@ def test_a_folder_that_is_named_like_a_hub_id_is_that_folder(tmp_path: Path, mon
 
 
 def test_hub_options_are_handed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = hub(monkeypatch, bundled_model())
-    path = local_model("owner/name", revision="v2", token="t", cache_dir=tmp_path, local_files_only=True)
-    assert path == bundled_model()
-    ((repo_id, options),) = asked.calls
+    asked = stand_in_for_the_hub(monkeypatch, bundled_model())
+    options = {"revision": "v2", "token": "t", "cache_dir": tmp_path, "local_files_only": True}
+    assert local_model("owner/name", variant="fp16", **options) == bundled_model()
+    ((repo_id, selection, handed_on),) = asked.calls
     assert repo_id == "owner/name"
-    del options["allow_patterns"]
-    assert options == {"revision": "v2", "token": "t", "cache_dir": tmp_path, "local_files_only": True}
+    assert selection == Selection(variant="fp16")
+    assert handed_on.keys() == {*options, "check"}
+    assert options.items() <= handed_on.items()
 
 
-def test_only_data_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = hub(monkeypatch, bundled_model())
-    download("owner/name")
-    patterns = asked.calls[0][1]["allow_patterns"]
-
-    def allowed(name: str) -> bool:
-        return any(fnmatch(name, pattern) for pattern in patterns)
-
-    wanted = [
-        "model_index.json",
-        "safelight.json",
-        "unet/config.json",
-        "unet/model.onnx",
-        "unet/model.onnxruntime-cpu.onnx",
-        "unet/model.onnx_data",
-        "unet/diffusion_pytorch_model.safetensors",
-        "text_encoder/model.safetensors",
-        "tokenizer/merges.txt",
-        "scheduler/scheduler_config.json",
-    ]
-    assert [name for name in wanted if not allowed(name)] == []
-    refused = [
-        "unet/diffusion_pytorch_model.bin",
-        "v1-5-pruned.ckpt",
-        "v1-5-pruned.safetensors",
-        "unet/model.pt",
-        "unet/model.pth",
-        "text_encoder/flax_model.msgpack",
-        "unet/weights.pkl",
-        "unet/tensors.npz",
-        "pipeline.py",
-        "unet/modeling.py",
-        "install.sh",
-        "engine.so",
-        "unet/model.plan",
-        "unet/model.engine",
-        "README.md",
-    ]
-    assert [name for name in refused if allowed(name)] == []
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (OfflineModeIsEnabled("offline mode is on\nsecond line"), "offline mode is on"),
-        (HFValidationError("a bad name"), "a bad name"),
-        (ConnectionError(), "ConnectionError"),
-        (PermissionError(13, "Permission denied", "/cache"), r"\[Errno 13\] Permission denied: '/cache'"),
-        (type("ReadTimeout", (Exception,), {})("read timed out"), "read timed out"),  # as httpx's, of no known base
-    ],
-)
-def test_an_error_of_the_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str) -> None:
-    hub(monkeypatch, error)
-    expected = f"^owner/name is no folder here and cannot be had from the hub: {reason}$"
-    with pytest.raises(FileNotFoundError, match=expected) as caught:
-        download("owner/name")
-    assert caught.value.__cause__ is error
-
-
-def test_what_the_real_hubs_cache_lacks_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^owner/name is no folder here and cannot be had from the hub: .+$"):
-        download("owner/name", cache_dir=tmp_path, local_files_only=True)
-
-
-def test_the_first_file_that_is_there_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_first_file_that_is_there_is_given(tmp_path: Path) -> None:
     index = bundled_model() / "model_index.json"
     assert local_file(bundled_model(), ["none.json", "model_index.json", "unet/config.json"]) == index
-    asked = hub(monkeypatch, bundled_model())
-    assert local_file("owner/name", ["model_index.json"]) == index
-    assert [repo_id for repo_id, _ in asked.calls] == ["owner/name"]
     with pytest.raises(FileNotFoundError, match=r"emoji has no none\.json or nothing\.json$"):
         local_file(bundled_model(), ["none.json", "nothing.json"])
     with pytest.raises(FileNotFoundError, match=r"none has no model_index\.json$"):
@@ -224,7 +156,7 @@ def test_the_second_time_the_export_is_taken_from_the_cache(
 
 
 def test_a_checkpoint_from_the_hub_is_exported_too(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
-    hub(monkeypatch, checkpoint)
+    stand_in_for_the_hub(monkeypatch, checkpoint)
     exports = stand_in_for_export(monkeypatch)
     assert local_model("owner/name") == local_model(checkpoint)
     assert len(exports.commands) == 1
@@ -249,6 +181,21 @@ def test_other_content_or_another_variant_is_another_export(monkeypatch: pytest.
     monkeypatch.setattr(source, "FORMAT_VERSION", source.FORMAT_VERSION + 1)
     folders.append(exported(checkpoint))
     assert len(set(folders)) == len(folders) == len(exports.commands)
+
+
+def test_a_commit_on_the_hub_is_exported_once_whatever_else_of_it_is_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
+) -> None:
+    exports = stand_in_for_export(monkeypatch)
+    snapshots = tmp_path / "models--owner--name" / "snapshots"
+    snapshots.mkdir(parents=True)
+    first = Path(shutil.copytree(checkpoint, snapshots / "0123"))
+    folder = exported(first)
+    (first / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"another selection")
+    assert exported(first) == folder
+    assert exported(first, variant="fp16") != folder
+    assert exported(Path(shutil.copytree(checkpoint, snapshots / "4567"))) != folder
+    assert len(exports.commands) == 3
 
 
 def test_an_export_that_fails_gives_its_last_sentence(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
