@@ -1,10 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+OPTIMUM := .venv-optimum
 FOLDERS := benchmarks export reference runtime
 CHECKPOINT := reference/emoji/checkpoint
 
-.PHONY: setup lint types test test-full demo bench clean
+.PHONY: setup lint types test test-full interchange-setup test-interchange demo bench clean
 
 setup: $(INSTALLED)
 
@@ -24,11 +25,23 @@ lint: types
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -n auto --dist loadfile -m "not full_shape"
+	$(BIN)/pytest -n auto --dist loadfile -m "not full_shape and not interchange"
 
 # Also the networks at their published shapes: six minutes more, and gigabytes of memory.
 test-full: lint
 	$(BIN)/pytest
+
+# optimum-onnx, whose transformers and diffusers are older than ours: 1.3 GB, in an environment of its own.
+interchange-setup: $(OPTIMUM)/.installed
+
+$(OPTIMUM)/.installed: tests/interchange/constraints.txt
+	test -x $(OPTIMUM)/bin/python || $(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/python -m pip install --quiet -c $< 'optimum-onnx[onnxruntime]' diffusers accelerate
+	touch $@
+
+# Folders of ours in optimum-onnx, and of optimum-onnx here: some minutes.
+test-interchange: $(INSTALLED) interchange-setup
+	$(BIN)/pytest -m interchange
 
 # The whole way on this machine: checkpoint -> model folder -> pictures -> comparison with the PyTorch reference.
 demo: $(INSTALLED)
@@ -45,4 +58,4 @@ bench: $(INSTALLED)
 	$(BIN)/safelight bench --json benchmarks/results/emoji-cpu.json
 
 clean:
-	rm -rf .venv .types .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist demo output *.egg-info
+	rm -rf .venv $(OPTIMUM) .types .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist demo output *.egg-info
