@@ -97,7 +97,12 @@ def open_checkpoint(
             raise FileNotFoundError(f"{source} does not exist, and is no hub id either (owner/name)")
         path = download(
             str(source),
-            Selection(variant, components, safety_checker, pickles=unpickled is not None),
+            Selection(
+                variant=variant,
+                components=components,
+                safety_checker=safety_checker,
+                pickles=unpickled is not None,
+            ),
             revision=revision,
             token=token,
             exported=False,

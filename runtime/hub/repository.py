@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..manifest import MANIFEST_NAME, read_manifest
-from ..model_folder import MODEL_INDEX, is_exported, lone_network, read_json_object
+from ..model_folder import MODEL_INDEX, is_exported, lone_network
+from ..text_files import read_json_object
 from .errors import in_the_users_words
 from .files import Selection, exported_files, needed_files
 from .transfer import transfer
