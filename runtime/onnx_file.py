@@ -20,6 +20,7 @@ _MOST_DIMENSIONS = 64
 _BITS = {
     **dict.fromkeys((25, 26), 2),
     **dict.fromkeys((21, 22, 23), 4),
+    **dict.fromkeys((27, 28), 6),
     **dict.fromkeys((2, 3, 9, 17, 18, 19, 20, 24), 8),
     **dict.fromkeys((4, 5, 10, 16), 16),
     **dict.fromkeys((1, 6, 12), 32),
