@@ -17,6 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from safelight.runtime.image_processor import IMAGE_PROCESSORS
 from safelight.runtime.manifest import ComponentRecord, FileRecord, Manifest, TensorRecord, file_record
 from safelight.runtime.model_folder import CANONICAL, GRAPH, MODEL_INDEX
 from safelight.runtime.tokenizer import CLIPTokenizer
@@ -217,6 +218,10 @@ def _copy_the_rest(checkpoint: Checkpoint, folder: Path) -> None:
     index = dict(checkpoint.index)
     for name in checkpoint.left_out:
         index[name] = [None, None]
+    for name, value in index.items():
+        match value:
+            case [library, str(class_name)] if class_name in IMAGE_PROCESSORS:
+                index[name] = [library, IMAGE_PROCESSORS[class_name].__name__]  # the name that every release has
     (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name in checkpoint.tokenizers:
         CLIPTokenizer.from_pretrained(checkpoint.path / name).save_pretrained(folder / name)
