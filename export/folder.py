@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safelight.runtime.image_processor import IMAGE_PROCESSORS
 from safelight.runtime.manifest import ComponentRecord, FileRecord, Manifest, component_record, file_record
 from safelight.runtime.model_folder import MODEL_INDEX
 from safelight.runtime.tokenizer import CLIPTokenizer
@@ -121,6 +122,10 @@ def _copy_the_rest(checkpoint: Checkpoint, folder: Path) -> None:
     index = dict(checkpoint.index)
     for name in checkpoint.left_out:
         index[name] = [None, None]
+    for name, value in index.items():
+        match value:
+            case [library, str(class_name)] if class_name in IMAGE_PROCESSORS:
+                index[name] = [library, IMAGE_PROCESSORS[class_name].__name__]  # the name that every release has
     (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name in checkpoint.tokenizers:
         CLIPTokenizer.from_pretrained(checkpoint.path / name).save_pretrained(folder / name)
