@@ -217,7 +217,6 @@ def check_index(path: Path, index: Mapping[str, Any], left_out: Collection[str] 
     class_name = str(index.get("_class_name"))
     if family := pipeline_family(class_name):
         raise ValueError(f"{path} holds {family} ({class_name}), which cannot be exported; known: {IN_FOLDERS}")
-    check_components(path / MODEL_INDEX, index)
     kinds = {*COMPONENT_KINDS, *_TOKENIZERS, *IMAGE_PROCESSORS}
     for name, component in _classes(index).items():
         if name in left_out or component in kinds or component.endswith("Scheduler"):
@@ -227,6 +226,7 @@ def check_index(path: Path, index: Mapping[str, Any], left_out: Collection[str] 
                 f"{path}: component {name} is a {component}, which cannot be exported yet; "
                 f"known: {', '.join(COMPONENT_KINDS)}"
             )
+    check_components(path / MODEL_INDEX, {name: value for name, value in index.items() if name not in left_out})
 
 
 def _classes(index: Mapping[str, Any]) -> dict[str, str]:

@@ -155,8 +155,8 @@ class ModelFolder:
         # the hub's client makes no hard links, and a cache of its own may be made of them
         if weights.stat().st_nlink > 1 and weights.resolve().is_relative_to(self.path.resolve()):
             raise ValueError(
-                f"{weights} is a hard link: another name of it may lie outside of the model folder, and there is no "
-                f"{MANIFEST_NAME} to compare it with; put a copy in its place"
+                f"{weights} is a hard link: its other name may lie outside of the model folder, and no manifest says "
+                "what is in it; put a copy in its place"
             )
 
     def _inside(self, path: Path) -> Path:

@@ -282,9 +282,9 @@ def test_a_component_that_the_index_leaves_out_is_named(folder: Path) -> None:
 
 
 def test_unknown_classes_are_named(folder: Path) -> None:
-    edit(folder / "model_index.json", unet=["os", "system"])
+    edit(folder / "model_index.json", unet=["diffusers", "UNet3DConditionModel"])
     assert refusal(folder) == (
-        "FOLDER: component unet is a system, which is not known here; "
+        "FOLDER: component unet is a UNet3DConditionModel, which is not known here; "
         f"known: {', '.join([*NETWORK_OPENERS, 'CLIPTokenizer', 'CLIPTokenizerFast', *IMAGE_PROCESSORS])}"
     )
     edit(folder / "model_index.json", _class_name="FluxPipeline")
