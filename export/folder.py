@@ -170,15 +170,15 @@ def _write_graphs(
 ) -> dict[str, str]:
     """Writes the canonical graph and one for each engine that has a lowering; returns target -> file name."""
     files = {}
-    for target in (CANONICAL, ONNXRUNTIME_CPU):
+    for target in (CANONICAL, "onnxruntime-cpu"):
         graph = canonical.clone()
         if target == CANONICAL:
             lowering.to_opset(graph, options.opset)
         else:
             counts = lowering.TARGETS[target].lower(graph)
             logger.info("%s for %s: replaced %s", description.name, target, counts)
-        bind(graph, parameters(graph, description), weights)
         lowering.tidy(graph)
+        bind(graph, parameters(graph, description), weights)
         files[target] = GRAPH if target == CANONICAL else f"model.{target}.onnx"
         ir.save(graph, weights.path.parent / files[target])
     return files

@@ -21,6 +21,7 @@ def _load(name: str) -> ModuleType:
 
 
 checkpoints = _load("checkpoints")
+_load("graphs")
 _load("pairs")
 _load("recorded")
 _load("original_layout")

@@ -59,7 +59,13 @@ def to_opset(model: ir.Model, opset: int) -> dict[str, int]:
 
 
 def tidy(model: ir.Model) -> None:
-    """Removes what nothing reads, and stores equal small constants once."""
+    """Removes what nothing reads, and stores equal small constants once.
+
+    Args:
+        model: without its weights, of which two that happen to be equal keep their names.
+    """
+    initializers = model.graph.initializers.values()
+    assert not any(isinstance(value.const_value, ir.ExternalTensor) for value in initializers), "tidy, then bind"
     passes.DeduplicateInitializersPass(size_limit=64)(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)

@@ -135,7 +135,7 @@ class _ChannelsLast:
     def resize(self, node: ir.Node) -> None:
         sample, *how = node.inputs  # region, scales, sizes: all but one of them missing
         nearest = node.attributes.get_string("mode", "nearest") == "nearest"
-        if sample in self.computed and nearest and "axes" not in node.attributes:
+        if sample is not None and sample in self.computed and nearest and "axes" not in node.attributes:
             inputs = [self.computed[sample], *(None if value is None else self._permuted(value) for value in how)]
             self.computed[node.outputs[0]] = self.op.op("Resize", inputs, attributes=_attributes(node))
 
@@ -223,7 +223,8 @@ def _is_read(value: ir.Value) -> bool:
 
 
 def _constant(value: ir.Value | None) -> list[int] | None:
-    return None if value is None or value.const_value is None else value.const_value.numpy().tolist()
+    tensor = None if value is None else value.const_value
+    return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
 
 
 def _attributes(node: ir.Node) -> dict[str, ir.Attr]:
