@@ -16,7 +16,9 @@ from safelight.runtime.model_folder import CANONICAL, GRAPH
 from . import lowering
 from .checkpoint import Component, descriptions
 from .lora import Lora, fused
+from .lowering.precision import float32_borders
 from .networks import COMPONENT_KINDS, NetworkDescription, build
+from .opset import CANONICAL_OPSET
 from .options import DTYPES, ExportOptions
 from .trace import parameters, trace
 from .weights import WEIGHTS_NAME, WeightFile, bind, store_transposed, write_weights
@@ -71,6 +73,8 @@ def export_component(
         target.mkdir()
         progress(f"{description.name}: tracing")
         graph = trace(description, build(component.class_name, component.configuration(), DTYPES[dtype]))
+        if dtype == "bf16":
+            float32_borders(graph, graph.graph.inputs[: len(description.inputs)])
         transposed = store_transposed(graph, parameters(graph, description))
         names = [str(value.name) for value in parameters(graph, description)]
         progress(f"{description.name}: writing")
@@ -82,7 +86,7 @@ def export_component(
             dtype=options.storage,
             progress=partial(_prefixed, progress, description.name),
         )
-        graphs = _write_graphs(graph, description, written, options)
+        graphs = _write_graphs(graph, description, written, options, dtype)
         shutil.copyfile(component.path / "config.json", target / "config.json")
         records[description.name] = ComponentRecord(
             class_name=component.class_name,
@@ -106,26 +110,30 @@ def arithmetic(description: NetworkDescription, options: ExportOptions) -> str:
 
 
 def _write_graphs(
-    canonical: ir.Model,
-    description: NetworkDescription,
-    weights: WeightFile,
-    options: ExportOptions,
+    canonical: ir.Model, description: NetworkDescription, weights: WeightFile, options: ExportOptions, dtype: str
 ) -> dict[str, str]:
-    """Writes the canonical graph and one for each engine that has a lowering; returns target -> file name."""
+    """Writes the canonical graph, and one for each target that wants another; returns target -> file name."""
     files = {}
-    wanted = lowering.TARGETS if options.targets is None else options.targets
-    for target in (CANONICAL, *wanted):
+    for target in (CANONICAL, *targets(options, dtype)):
         graph = canonical.clone()
         if target == CANONICAL:
             lowering.to_opset(graph, options.opset)
         else:
-            counts = lowering.TARGETS[target](graph)
+            counts = lowering.TARGETS[target].lower(graph)
             logger.info("%s for %s: replaced %s", description.name, target, counts)
-        bind(graph, parameters(graph, description), weights)
+            if not any(counts.values()) and options.opset == CANONICAL_OPSET:
+                continue  # the canonical graph is what it wants
         lowering.tidy(graph)
+        bind(graph, parameters(graph, description), weights)
         files[target] = GRAPH if target == CANONICAL else f"model.{target}.onnx"
         ir.save(graph, weights.path.parent / files[target])
     return files
+
+
+def targets(options: ExportOptions, dtype: str) -> list[str]:
+    """The engines that a network of this arithmetic is lowered for."""
+    wanted = lowering.TARGETS if options.targets is None else options.targets
+    return [target for target in wanted if dtype in lowering.TARGETS[target].dtypes]
 
 
 def _tensor_records(values: Any) -> list[TensorRecord]:

@@ -25,7 +25,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, is_causal: 
     """
     shape = query.shape
     query, key, value = (
-        tensor.reshape(*tensor.shape[:2], heads, -1).transpose(1, 2)  # (batch, heads, tokens, channels / heads)
+        tensor.reshape(*tensor.shape[:2], heads, shape[2] // heads).transpose(1, 2)  # (batch, heads, tokens, width)
         for tensor in (query, key, value)
     )
     attended = functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal)

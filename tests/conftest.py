@@ -22,6 +22,7 @@ def _load(name: str) -> ModuleType:
 
 
 checkpoints = _load("checkpoints")
+_load("graphs")
 _load("pairs")
 _load("recorded")
 hub_server = _load("hub_server")

@@ -10,17 +10,24 @@ import onnx_ir as ir
 from onnx_ir import tape
 
 Rewrite = Callable[[tape.Tape, ir.Node], ir.Value]
+Choice = Callable[[ir.Node], bool]
 
 
-def replace_each(model: ir.Model, op_type: str, rewrite: Rewrite) -> int:
-    """Replaces every node of a type by what `rewrite` puts on the tape; returns how many.
+def any_node(_node: ir.Node) -> bool:
+    """The choice of all nodes."""
+    return True
+
+
+def replace_each(model: ir.Model, op_type: str, rewrite: Rewrite, *, where: Choice = any_node) -> int:
+    """Replaces the nodes of a type by what `rewrite` puts on the tape; returns how many.
 
     Args:
         model: rewritten in place.
         op_type: of the nodes to replace; they have one output.
         rewrite: writes the new nodes on the tape and returns the value that takes the output's place.
+        where: which of the nodes to replace.
     """
-    nodes = [node for node in model.graph if node.op_type == op_type]
+    nodes = [node for node in model.graph if node.op_type == op_type and where(node)]
     for node in nodes:
         new = tape.Tape(model.graph)
         output = rewrite(new, node)
@@ -28,7 +35,7 @@ def replace_each(model: ir.Model, op_type: str, rewrite: Rewrite) -> int:
     return len(nodes)
 
 
-def group_norm_to_instance_norm(model: ir.Model) -> int:
+def group_norm_to_instance_norm(model: ir.Model, *, where: Choice = any_node) -> int:
     """GroupNormalization (opset 21) as InstanceNormalization over (batch, groups, everything else), then the affine."""
 
     def rewrite(op: tape.Tape, node: ir.Node) -> ir.Value:
@@ -36,7 +43,7 @@ def group_norm_to_instance_norm(model: ir.Model) -> int:
         groups = node.attributes.get_int("num_groups")
         assert groups is not None
         epsilon = node.attributes.get_float("epsilon", 1e-5)
-        dtype = _dtype(sample)
+        dtype = value_dtype(sample)
         ones = op.initializer(ir.tensor([1.0] * groups, dtype=dtype), name=f"{node.name}.ones")
         zeros = op.initializer(ir.tensor([0.0] * groups, dtype=dtype), name=f"{node.name}.zeros")
         grouped = op.op("Reshape", [sample, _ints(op, node, "grouped", [0, groups, -1])])
@@ -46,17 +53,17 @@ def group_norm_to_instance_norm(model: ir.Model) -> int:
         scaled = op.op("Mul", [shaped, op.op("Unsqueeze", [scale, axes])])
         return op.op("Add", [scaled, op.op("Unsqueeze", [bias, axes])])
 
-    return replace_each(model, "GroupNormalization", rewrite)
+    return replace_each(model, "GroupNormalization", rewrite, where=where)
 
 
-def attention_to_matmul(model: ir.Model) -> int:
+def attention_to_matmul(model: ir.Model, *, where: Choice = any_node) -> int:
     """Attention (opset 23) over (batch, heads, length, width) as softmax(q k^T / sqrt(width) + mask) v."""
 
     def rewrite(op: tape.Tape, node: ir.Node) -> ir.Value:
         query, key, value = node_inputs(node, 3)
         mask = node.inputs[3] if len(node.inputs) > 3 else None
-        scale = node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(_last_dimension(query))
-        dtype = _dtype(query)
+        scale = node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(last_dimension(query))
+        dtype = value_dtype(query)
         factor = op.initializer(ir.tensor(scale, dtype=dtype), name=f"{node.name}.scale")
         keys = op.op("Transpose", [key], attributes={"perm": [0, 1, 3, 2]})
         scores = op.op("MatMul", [op.op("Mul", [query, factor]), keys])
@@ -72,7 +79,7 @@ def attention_to_matmul(model: ir.Model) -> int:
             scores = op.op("Add", [scores, op.op("Trilu", [full, one], attributes={"upper": 1})])
         return op.op("MatMul", [op.op("Softmax", [scores], attributes={"axis": -1}), value])
 
-    return replace_each(model, "Attention", rewrite)
+    return replace_each(model, "Attention", rewrite, where=where)
 
 
 def gelu_to_erf(model: ir.Model) -> int:
@@ -81,7 +88,7 @@ def gelu_to_erf(model: ir.Model) -> int:
     def rewrite(op: tape.Tape, node: ir.Node) -> ir.Value:
         (sample,) = node_inputs(node, 1)
         assert node.attributes.get_string("approximate", "none") == "none", "only the exact gelu is in the networks"
-        dtype = _dtype(sample)
+        dtype = value_dtype(sample)
 
         def constant(number: float, name: str) -> ir.Value:
             return op.initializer(ir.tensor(number, dtype=dtype), name=f"{node.name}.{name}")
@@ -104,13 +111,15 @@ def _ints(op: tape.Tape, node: ir.Node, name: str, values: list[int]) -> ir.Valu
     return op.initializer(ir.tensor(values, dtype=ir.DataType.INT64), name=f"{node.name}.{name}")
 
 
-def _dtype(value: ir.Value) -> ir.DataType:
+def value_dtype(value: ir.Value) -> ir.DataType:
+    """The dtype of a value, which the trace gives all."""
     assert value.dtype is not None
     return value.dtype
 
 
-def _last_dimension(value: ir.Value) -> int:
+def last_dimension(value: ir.Value) -> int:
+    """The size of a value's last dimension, which must be fixed."""
     assert value.shape is not None
     width = value.shape[-1]
-    assert isinstance(width, int), "the width of a head is known when the graph is traced"
+    assert isinstance(width, int), f"the width of {value.name} is not known"
     return width

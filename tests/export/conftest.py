@@ -23,3 +23,16 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return sentence.removeprefix("safelight: ")
 
     return export
+
+
+@pytest.fixture
+def exported(request: pytest.FixtureRequest, tiny: Callable[[str], tuple[Path, Path]]) -> Callable[[str], Path]:
+    """The export of a tiny checkpoint by its name in `checkpoints`."""
+
+    def folder(name: str) -> Path:
+        if name == "UNCONDITIONAL":
+            unconditional: Path = request.getfixturevalue("unconditional_export")
+            return unconditional
+        return tiny(name)[0]
+
+    return folder
