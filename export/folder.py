@@ -17,15 +17,15 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from safelight.runtime.manifest import ComponentRecord, FileRecord, Manifest, TensorRecord, file_record
+from safelight.runtime.manifest import ComponentRecord, FileRecord, Manifest, TensorRecord, file_record, read_manifest
 from safelight.runtime.model_folder import CANONICAL, GRAPH, MODEL_INDEX
 from safelight.runtime.tokenizer import CLIPTokenizer
 
 from . import lowering
 from .checkpoint import Checkpoint, Component
-from .fidelity import TOLERANCES, FidelityError, compare
-from .lora import Lora, LoraFile, fuse, open_loras
-from .networks import COMPONENT_KINDS, NetworkDescription, build, describe
+from .lora import Lora, LoraFile, open_loras
+from .networks import NetworkDescription, build, describe
+from .proof import load_reference, prove
 from .trace import parameters, trace
 from .weights import WEIGHTS_NAME, WeightFile, bind, store_transposed, write_weights
 
@@ -87,7 +87,7 @@ def export_model(
 
     Raises:
         FileExistsError: the destination holds something.
-        FidelityError: a component differs from the reference by more than its tolerance.
+        FidelityError: a component differs from the reference by more than its limit.
         ValueError: a LoRA is not for this checkpoint, or not of a kind that can be fused.
         OSError: the disk is full, or a folder cannot be written.
     """
@@ -107,6 +107,9 @@ def export_model(
             files=_files(folder),
         )
         manifest.write(folder)
+        if options.validate:
+            prove(checkpoint, folder, loras=loras, device=options.device, atol=options.atol, progress=progress)
+            manifest = read_manifest(folder) or manifest
     return manifest
 
 
@@ -120,11 +123,8 @@ def _export_component(
 ) -> dict[str, ComponentRecord]:
     """Writes every network of a component, with LoRAs fused into it, and checks it."""
     progress(f"{component.name}: reading weights")
-    kind = COMPONENT_KINDS[component.class_name]
-    model = kind.model.from_pretrained(component.path, variant=component.variant)
-    reference: nn.Module = model.eval()
-    fuse(reference, component.name, loras)
-    config = model.config.to_dict()
+    reference: Any = load_reference(component, loras)
+    config = reference.config.to_dict()
     dtype = DTYPES[options.dtype]
     records = {}
     for description in describe(component.class_name, component.name, config, pipeline):
@@ -137,11 +137,6 @@ def _export_component(
         weights = _write_weights(graph, description, reference, target, weights_dtype)
         graphs = _write_graphs(graph, description, weights, options)
         shutil.copyfile(component.path / "config.json", target / "config.json")
-        fidelity = None
-        if options.validate:
-            progress(f"{description.name}: comparing with the reference")
-            fidelity = _checked(description, [target / file for file in graphs.values()], reference, options)
-            progress(f"{description.name}: {fidelity['summary']}")
         records[description.name] = ComponentRecord(
             class_name=component.class_name,
             graphs={name: f"{description.name}/{file}" for name, file in graphs.items()},
@@ -149,9 +144,8 @@ def _export_component(
             transposed=sorted(weights.transposed),
             inputs=_tensor_records(graph.graph.inputs[: len(description.inputs)]),
             outputs=_tensor_records(graph.graph.outputs),
-            fidelity=fidelity,
         )
-    del model, reference
+    del reference
     gc.collect()
     return records
 
@@ -182,34 +176,6 @@ def _write_graphs(
         files[target] = GRAPH if target == CANONICAL else f"model.{target}.onnx"
         ir.save(graph, weights.path.parent / files[target])
     return files
-
-
-def _checked(
-    description: NetworkDescription, graphs: list[Path], reference: nn.Module, options: ExportOptions
-) -> dict[str, Any]:
-    """The fidelity of each graph of a network, worst first in the summary."""
-    dtype = DTYPES[options.dtype]
-    widest = max(TOLERANCES[dtype], TOLERANCES[DTYPES[options.weights_dtype or options.dtype]])
-    report = {}
-    for graph in graphs:
-        fidelity = compare(
-            description,
-            graph,
-            reference,
-            dtype=dtype,
-            tolerance=widest,
-            absolute_tolerance=options.atol,
-            device=options.device,
-        )
-        if not fidelity.passed:
-            limit = f"relative {widest:.0e}" if options.atol is None else f"absolute {options.atol:.0e}"
-            raise FidelityError(
-                f"{description.name}: {graph.name} differs from the reference: output {fidelity.output}, {fidelity}; "
-                f"the tolerance is {limit}"
-            )
-        report[graph.name] = fidelity
-    worst = max(report.values(), key=lambda fidelity: fidelity.relative_error)
-    return {"summary": str(worst), "graphs": {name: fidelity.record() for name, fidelity in report.items()}}
 
 
 def _copy_the_rest(checkpoint: Checkpoint, folder: Path) -> None:

@@ -89,6 +89,27 @@ class ModelFolder:
             raise ValueError(f"{self.path}: {network} has no weight {name}: {error}") from error
         return tensor.T if name in record.transposed else tensor
 
+    def file(self, name: str) -> Path:
+        """A file that the manifest names, as it was when it was recorded.
+
+        Raises:
+            FileNotFoundError: it is missing.
+            ValueError: it is another one, leads out of the folder, or is not recorded.
+        """
+        return self._check(name, contents=True)
+
+    def verify(self) -> None:
+        """Reads every file that the manifest names.
+
+        Raises:
+            FileNotFoundError: one is missing.
+            ValueError: there is no manifest, or a file is not the one that was recorded.
+        """
+        if self.manifest is None:
+            raise ValueError(f"{self.path} has no {MANIFEST_NAME}: it was not exported by safelight")
+        for name in self.manifest.files:
+            self.file(name)
+
     def folder(self, component: str) -> Path:
         """The folder of a component.
 

@@ -1,0 +1,61 @@
+"""Random inputs that every machine draws alike, bit for bit: integers that are mixed, and no more."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from ..backends import Array
+
+#: more entries than any example has; what a damaged file asks for ends here
+MAX_ENTRIES = 2**26
+_DTYPES = ("float32", "int64")
+
+
+@dataclass(frozen=True)
+class Example:
+    """Values near a standard normal's, or numbers below a bound.
+
+    Raises:
+        ValueError: a shape or a dtype that no example has.
+    """
+
+    shape: tuple[int, ...]
+    seed: int
+    dtype: str = "float32"
+    below: int | None = None  # None for normal values
+
+    def __post_init__(self) -> None:
+        entries = 1
+        for side in self.shape:
+            entries *= side
+        if not all(side > 0 for side in self.shape) or entries > MAX_ENTRIES:
+            raise ValueError(f"an example cannot have the shape {self.shape}")
+        if self.dtype not in _DTYPES or (self.below is not None and not 0 < self.below <= 2**31):
+            raise ValueError(f"an example cannot be {self.dtype} below {self.below}")
+
+    def array(self) -> Array:
+        """The values."""
+        bits = mixed(np.arange(int(np.prod(self.shape)), dtype=np.uint32), self.seed).reshape(self.shape)
+        if self.below is not None:
+            return (bits % np.uint32(self.below)).astype(self.dtype)
+        total = sum(((bits >> np.uint32(shift)) & np.uint32(255)).astype(np.int32) for shift in (0, 8, 16, 24))
+        return ((total - 510) / 148).astype(self.dtype)  # four bytes: mean 510, standard deviation 147.8
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of `record`."""
+        return cls(tuple(map(int, record["shape"])), int(record["seed"]), record["dtype"], record["below"])
+
+
+def mixed(numbers: Array, seed: int) -> Array:
+    """Bits that look random, of (n,) uint32: the finalizer of MurmurHash3, after the seed has moved them."""
+    bits = numbers + np.uint32(seed * 0x9E3779B1 % 2**32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ (bits >> np.uint32(shift))) * np.uint32(factor)
+    return np.asarray(bits ^ (bits >> np.uint32(16)))
