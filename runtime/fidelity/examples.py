@@ -1,5 +1,6 @@
 """Random inputs that every machine draws alike, bit for bit: integers that are mixed, and no more."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -27,17 +28,14 @@ class Example:
     below: int | None = None  # None for normal values
 
     def __post_init__(self) -> None:
-        entries = 1
-        for side in self.shape:
-            entries *= side
-        if not all(side > 0 for side in self.shape) or entries > MAX_ENTRIES:
+        if not all(side > 0 for side in self.shape) or math.prod(self.shape) > MAX_ENTRIES:
             raise ValueError(f"an example cannot have the shape {self.shape}")
         if self.dtype not in _DTYPES or (self.below is not None and not 0 < self.below <= 2**31):
             raise ValueError(f"an example cannot be {self.dtype} below {self.below}")
 
     def array(self) -> Array:
         """The values."""
-        bits = mixed(np.arange(int(np.prod(self.shape)), dtype=np.uint32), self.seed).reshape(self.shape)
+        bits = mixed(np.arange(math.prod(self.shape), dtype=np.uint32), self.seed).reshape(self.shape)
         if self.below is not None:
             return (bits % np.uint32(self.below)).astype(self.dtype)
         total = sum(((bits >> np.uint32(shift)) & np.uint32(255)).astype(np.int32) for shift in (0, 8, 16, 24))

@@ -1,5 +1,6 @@
 """A proof's arrays in a safetensors file: each once, and no wider than it must be to come back bit for bit."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,9 @@ class TensorWriter:
 
     def write(self, path: Path) -> None:
         """Writes the file."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file(self._tensors, path)
+        path.write_bytes(save(self._tensors))
 
     def _name(self, tensor: Array) -> str:
         key = str(tensor.dtype), tensor.shape, tensor.tobytes()
@@ -72,8 +73,9 @@ class TensorReader:
         if "values" in record:
             return np.array(record["values"], dtype=dtype).reshape(shape)
         rows = [self._tensors[name] for name in record["rows"]]
-        if sum(row.size for row in rows) > MAX_ENTRIES:
-            raise ValueError(f"an input cannot have the shape {shape}")
+        entries = sum(row.size for row in rows)
+        if entries != math.prod(shape) or entries > MAX_ENTRIES:
+            raise ValueError(f"an input of {entries} entries cannot have the shape {shape}")
         return np.stack([_widened(row, dtype) for row in rows]).reshape(shape)
 
     def view(self, record: Mapping[str, Any]) -> View:

@@ -1,8 +1,8 @@
 """What is kept of a network's output to compare others with: all of it, or a sketch in which nothing is left out.
 
-The sketch is the count sketch of Charikar, Chen and Farach-Colton 2002: every entry is added to one of 1024 sums, or
+The sketch is the count sketch of Charikar, Chen and Farach-Colton 2002: every entry is added to one of 512 sums, or
 taken from it, by a sign that looks random. Of a difference between two outputs it has the length (in expectation
-exactly, and within about 5% as a rule), so that an error anywhere shows, a NaN too, where a sample would see one entry
+exactly, and within about 6% as a rule), so that an error anywhere shows, a NaN too, where a sample would see one entry
 in thousands.
 """
 
@@ -15,7 +15,7 @@ from ..backends import Array
 from .examples import mixed
 
 #: an output of so many entries is kept whole; of a larger one there are so many sums
-ENTRIES = 1024
+ENTRIES = 512
 
 
 @dataclass(frozen=True)
