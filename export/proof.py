@@ -1,9 +1,8 @@
-"""The proof that an export carries: what the reference answers, and how far halves are from it; see `docs/fidelity.md`."""
+"""The proof that an export carries: what the reference answers, and how far halves are from it."""
 
-import gc
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,22 +187,22 @@ def _describe(component: Component, pipeline: Mapping[str, Any]) -> list[Network
     return describe(component.class_name, component.name, config, pipeline)
 
 
-@dataclass(frozen=True)
 class _Answers:
     """One network of a module: arrays in, all its outputs out, in the module's dtype within and float32 outside."""
 
-    description: NetworkDescription
-    model: nn.Module
+    def __init__(self, description: NetworkDescription, model: nn.Module) -> None:
+        self._description = description
+        self._part = description.module(model)
+        self._dtype = next(model.parameters()).dtype
 
     def __call__(self, inputs: Inputs) -> dict[str, Array]:
-        dtype = next(self.model.parameters()).dtype
-        tensors = [_tensor(tensor, inputs[tensor.name], dtype) for tensor in self.description.inputs]
+        tensors = [_tensor(tensor, inputs[tensor.name], self._dtype) for tensor in self._description.inputs]
         with torch.inference_mode(), sums_in_float32():
-            results = self.description.module(self.model)(*tensors)
+            results = self._part(*tensors)
         results = results if isinstance(results, tuple) else (results,)
         return {
             tensor.name: (result.float() if result.is_floating_point() else result).numpy()
-            for tensor, result in zip(self.description.outputs, results, strict=True)
+            for tensor, result in zip(self._description.outputs, results, strict=True)
         }
 
 
@@ -291,9 +290,9 @@ class _Halves:
         """A component in the dtype that the run has it in."""
         networks = _of(component, self._descriptions)
         if all(description.name in self.spreads for description in networks):
-            overflows = any(self.spreads[description.name].overflows for description in networks)
             model = self._load(component)
-            return model if overflows else model.to(torch.float16)
+            kept = any(self.spreads[description.name].overflows for description in networks)
+            return model if kept else model.to(torch.float16)
         weights = dict.fromkeys((description.name for description in networks), 0.0)
         model = self._load(component)
         if self._weights_dtype != torch.float32 and round_weights(model, self._weights_dtype):
@@ -326,9 +325,7 @@ class _Halves:
             if call.network == description.name:
                 found = answers(call.arrays())
                 errors += [
-                    view.errors(found[name])[0]
-                    for name, view in call.outputs.items()
-                    if view.values.dtype != np.bool_
+                    view.errors(found[name])[0] for name, view in call.outputs.items() if view.values.dtype != np.bool_
                 ]
         return max(errors)
 
@@ -392,4 +389,3 @@ def _forget(model: nn.Module) -> None:
     """Drops a module's weights, whoever still holds the module."""
     for parameter in model.parameters():
         parameter.data = torch.empty(0)
-    gc.collect()

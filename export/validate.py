@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from safelight.runtime.fidelity import Proof, Report, RunOptions, check
 from safelight.runtime.model_folder import ModelFolder, open_model_folder
@@ -112,5 +111,5 @@ def _shown(report: Report, file: Path | None) -> int:
     return 0
 
 
-def _progress(line: Any) -> None:
+def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ float32. Only what a CPU does slowly with halves is done another way here: convo
 norms and attention take their inputs to float32, and their result back.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,7 +63,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = F
         later = torch.ones(length, key.shape[-2], dtype=torch.bool).triu(1)
         scores = scores.masked_fill(later, -torch.inf)
     weights = scores.float().softmax(dim=-1).to(half)
-    return (weights.float() @ value.float()).to(half)
+    attended: Tensor = weights.float() @ value.float()
+    return attended.to(half)
 
 
 @contextmanager
@@ -86,9 +87,3 @@ def round_weights(module: nn.Module, dtype: torch.dtype) -> bool:
             changed = changed or not torch.equal(rounded, parameter)
             parameter.copy_(rounded)
     return changed
-
-
-def all_finite(tensors: Mapping[str, Tensor] | Iterable[Tensor]) -> bool:
-    """Whether no tensor has an infinity or NaN."""
-    values = tensors.values() if isinstance(tensors, Mapping) else tensors
-    return all(bool(torch.isfinite(value).all()) for value in values)

@@ -34,7 +34,7 @@ def ssim(found: Array, expected: Array) -> float:
 
 def fits_window(picture: Array) -> bool:
     """Whether a picture is large enough for `ssim`."""
-    return min(picture.shape[:2]) > 2 * _RADIUS
+    return bool(min(picture.shape[:2]) > 2 * _RADIUS)
 
 
 def _windowed(picture: Array) -> Array:

@@ -1,11 +1,11 @@
-"""The proof that a model folder carries: what the PyTorch reference answered, call by call, and how far halves are off.
+"""The proof that a model folder carries: what the reference answered, call by call, and how far halves are off.
 
-`fidelity/proof.json` describes the calls of one run and of random examples; `fidelity/tensors.safetensors` has what went
-in, whole, and a view of what came out. Neither needs PyTorch to be read.
+`fidelity/proof.json` describes the calls of one run and of random examples; `fidelity/tensors.safetensors` has what
+went in, whole, and a view of what came out. Neither needs PyTorch to be read.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -71,13 +71,6 @@ class Proof:
     def of(self, network: str) -> list[RecordedCall]:
         """The calls of one network."""
         return [call for call in self.calls if call.network == network]
-
-    def run_inputs(self, name: str) -> Iterator[tuple[str, Array]]:
-        """(network, array) of the inputs of this name in the run, in their order."""
-        for call in self.calls:
-            value = call.inputs.get(name)
-            if call.origin == "run" and isinstance(value, np.ndarray):
-                yield call.network, value
 
     def write(self, folder: Path) -> None:
         """Writes the proof into a model folder."""

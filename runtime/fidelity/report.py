@@ -129,7 +129,7 @@ class Report:
             for target in component.graphs
             if (failure := component.failure(target))
         ]
-        return found + [self.run.failure] if self.run is not None and self.run.failure else found
+        return [*found, self.run.failure] if self.run is not None and self.run.failure else found
 
     @property
     def unchecked(self) -> list[str]:
@@ -148,9 +148,9 @@ class Report:
             name: replace(record, fidelity=to_json(asdict(self.components[name])))
             for name, record in manifest.components.items()
         }
-        whole = {"run": None if self.run is None else asdict(self.run)}
-        whole |= {"run_missing": self.run_missing, "backend": self.backend, "device": self.device}
-        return replace(manifest, components=components, fidelity=to_json(whole))
+        whole = to_json(asdict(self))
+        del whole["components"]
+        return replace(manifest, components=components, fidelity=whole)
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
@@ -190,7 +190,7 @@ class Report:
                 error = f"{graph.relative_error:.1e}" if graph.not_run is None else "not run here"
                 error += " FAILS" if component.failure(target) else ""
                 rows.append((name, target, error, allowed, spread))
-                name = allowed = spread = ""  # noqa: PLW2901  # said once
+                name = allowed = spread = ""  # said once
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += [
@@ -207,7 +207,9 @@ def graph_name(target: str) -> str:
     return "model.onnx" if target == "onnx" else f"model.{target}.onnx"
 
 
-def run_limits(dtypes: set[str], weights: float, half_drift: list[float], half_psnr: float) -> tuple[list[float], float]:
+def run_limits(
+    dtypes: set[str], weights: float, half_drift: list[float], half_psnr: float
+) -> tuple[list[float], float]:
     """What the run may drift after each step, and the PSNR that its picture must have.
 
     Args:
@@ -256,7 +258,8 @@ def _run_lines(run: RunFidelity | None, missing: str | None) -> list[str]:
         f"run of {run.class_name}: {shown}",
         f"drift after each step   {drift}" + (" FAILS" if run.failure else ""),
         f"  in half precision     {halves}",
-        f"picture                 PSNR {_decibels(run.psnr)}{ssim} (in half precision {_decibels(run.half_precision_psnr)})",
+        f"picture                 PSNR {_decibels(run.psnr)}{ssim}",
+        f"  in half precision     PSNR {_decibels(run.half_precision_psnr)}",
     ]
 
 

@@ -81,6 +81,8 @@ class Run:
         Raises:
             ValueError: the arguments are none for this pipeline, or a network overflowed.
         """
+        from PIL import Image  # only where a picture is made
+
         if self.class_name in _AUTOENCODERS:
             vae = _AUTOENCODERS[self.class_name].open(folder, engine, "vae")
             drawn = Image.fromarray(draw_picture(**self.arguments))
@@ -158,6 +160,5 @@ def _size(height: int, width: int, factor: int, options: RunOptions) -> dict[str
     shrink = min(1.0, LARGEST_SIDE / max(height, width))
     own = {"height": height, "width": width}
     return {
-        name: getattr(options, name) or max(factor, int(side * shrink) // factor * factor)
-        for name, side in own.items()
+        name: getattr(options, name) or max(factor, int(side * shrink) // factor * factor) for name, side in own.items()
     }

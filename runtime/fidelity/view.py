@@ -62,4 +62,4 @@ def _kept(output: Array) -> Array:
     signs = 1 - 2 * (mixed(np.arange(flat.size, dtype=np.uint32), 0) & np.uint32(1)).astype(np.float64)
     padded = np.zeros(-(-flat.size // ENTRIES) * ENTRIES)
     padded[: flat.size] = flat * signs
-    return padded.reshape(-1, ENTRIES).sum(axis=0).astype(np.float32)
+    return np.asarray(padded.reshape(-1, ENTRIES).sum(axis=0), dtype=np.float32)
