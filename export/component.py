@@ -20,12 +20,17 @@ from .lowering.precision import float32_borders
 from .networks import COMPONENT_KINDS, NetworkDescription, build
 from .opset import CANONICAL_OPSET
 from .options import DTYPES, ExportOptions
+from .preflight import count
+from .proof import overflows_on_examples
 from .trace import parameters, trace
 from .weights import WEIGHTS_NAME, WeightFile, bind, store_transposed, write_weights
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
+
+#: parameters of a component that is run in fp16 before it is exported so; of a larger one the validation finds out
+_LOOKED_AT_BELOW = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ def export_component(
         if description.name not in task.networks:
             continue
         dtype = arithmetic(description, options)
+        if dtype == "fp16" and count(weights.shapes) < _LOOKED_AT_BELOW:
+            progress(f"{description.name}: looking for overflow in fp16")
+            if overflows_on_examples(component, description, task.loras):
+                progress(f"{description.name}: fp16 ends before its numbers do: it computes in fp32")
+                dtype = "fp32"
         target = folder / description.name
         target.mkdir()
         progress(f"{description.name}: tracing")

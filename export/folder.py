@@ -4,13 +4,20 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safelight.runtime.image_processor import IMAGE_PROCESSORS
-from safelight.runtime.manifest import ComponentRecord, FileRecord, Manifest, component_record, file_record
+from safelight.runtime.manifest import (
+    ComponentRecord,
+    FileRecord,
+    Manifest,
+    component_record,
+    file_record,
+    read_manifest,
+)
 from safelight.runtime.model_folder import MODEL_INDEX
 from safelight.runtime.tokenizer import CLIPTokenizer
 
@@ -20,6 +27,7 @@ from .lora import Lora, open_loras
 from .networks import COMPONENT_KINDS
 from .options import ExportOptions
 from .preflight import Shapes, check_disk, check_memory
+from .proof import prove
 from .staging import Staging, staging
 from .worker import run_apart
 
@@ -93,7 +101,22 @@ def export_model(
             files=dict(sorted({**files, **_records(stage.folder, _other_files(stage.folder, files))}.items())),
         )
         manifest.write(stage.folder)
+        if options.validate:
+            work = (checkpoint, stage.folder, loras, options)
+            if processes:
+                _, peak = run_apart(validate, *work, name="validation", progress=progress)
+                progress(f"validation: finished, with {peak / 1e9:.2f} GB of memory at most")
+            else:
+                validate(*work, progress=progress)
+            manifest = read_manifest(stage.folder) or manifest
     return manifest
+
+
+def validate(
+    checkpoint: Checkpoint, folder: Path, loras: Sequence[Lora], options: ExportOptions, *, progress: Progress
+) -> None:
+    """Compares a folder with the reference, and writes what it found into it; see `prove`."""
+    prove(checkpoint, folder, loras=loras, device=options.device, atol=options.atol, progress=progress)
 
 
 def _exported(

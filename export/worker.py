@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from .fidelity import FidelityError
+from safelight.runtime.fidelity import FidelityError
 
 logger = logging.getLogger(__name__)
 

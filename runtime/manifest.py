@@ -37,7 +37,7 @@ class ComponentRecord:
     transposed: list[str]  # the tensors of `weights` that are stored as the transpose of the checkpoint's
     inputs: list[TensorRecord]
     outputs: list[TensorRecord]
-    fidelity: dict[str, Any] | None = None  # error against the reference; None when it was not measured
+    fidelity: dict[str, Any] | None = None  # `fidelity.ComponentFidelity`; None when it was not measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,7 @@ class Manifest:
     left_out: list[str] = field(default_factory=list)  # networks that the export was asked to leave out
     components: dict[str, ComponentRecord]
     files: dict[str, FileRecord]  # every file of the folder except this one
+    fidelity: dict[str, Any] | None = None  # of the whole: `fidelity.Report` without the components
 
     def write(self, folder: Path) -> None:
         """Writes `safelight.json` into the folder."""

@@ -71,10 +71,10 @@ class ModelFolder:
             for weights in check_graph(path):
                 self._check_foreign(weights)
         else:
-            own = self._check(record.weights)
-            path = self._check(record.graphs.get(target, record.graphs[CANONICAL]))
+            own = self.file(record.weights)
+            path = self.file(record.graphs.get(target, record.graphs[CANONICAL]))
             for weights in check_graph(path) - {own}:
-                self._check(weights.relative_to(self.path).as_posix())
+                self.file(weights.relative_to(self.path).as_posix())
         return path
 
     def config(self, component: str) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class ModelFolder:
         """
         name = f"{component}/config.json"
         recorded = self.manifest is not None and name in self.manifest.files
-        return read_json_object(self._check(name) if recorded else self._inside(self.path / name))
+        return read_json_object(self.file(name) if recorded else self._inside(self.path / name))
 
     def tensor(self, network: str, name: str) -> NDArray[Any]:
         """One weight of a network, by the reference's name, as it is stored.
@@ -102,11 +102,23 @@ class ModelFolder:
                 f"{self.path}: {network} was not exported by safelight, its weights cannot be read by name"
             )
         try:
-            with safe_open(self._check(record.weights), framework="numpy") as file:
+            with safe_open(self.file(record.weights), framework="numpy") as file:
                 tensor: NDArray[Any] = file.get_tensor(name)
         except SafetensorError as error:
             raise ValueError(f"{self.path}: {network} has no weight {name}: {error}") from error
         return tensor.T if name in record.transposed else tensor
+
+    def verify(self) -> None:
+        """Reads every file that the manifest names.
+
+        Raises:
+            FileNotFoundError: one is missing.
+            ValueError: there is no manifest, or a file is not the one that was recorded.
+        """
+        if self.manifest is None:
+            raise ValueError(f"{self.path} has no {MANIFEST_NAME}: it was not exported by safelight")
+        for name in self.manifest.files:
+            self.file(name)
 
     def folder(self, component: str) -> Path:
         """The folder of a component.
@@ -125,11 +137,16 @@ class ModelFolder:
         recorded = self.manifest.files if self.manifest is not None else {}
         for name in recorded:
             if name.startswith(f"{component}/") and not name.endswith(_CHECKED_WHEN_OPENED):
-                self._check(name)
+                self.file(name)
         return path
 
-    def _check(self, name: str) -> Path:
-        """The path of a file that the manifest names, whose contents must be those that it records."""
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest names, whose contents are those that it records.
+
+        Raises:
+            FileNotFoundError: it is missing.
+            ValueError: it is another one, leads out of the folder, or is not recorded.
+        """
         assert self.manifest is not None
         path = self._inside(self.path / name)
         if not path.exists():
@@ -202,7 +219,7 @@ def open_model_folder(path: str | Path) -> ModelFolder:
     check_components(path / MODEL_INDEX, index)
     folder = ModelFolder(path, class_name, index, read_manifest(path))
     if folder.manifest is not None:
-        folder._check(MODEL_INDEX)
+        folder.file(MODEL_INDEX)
     return folder
 
 

@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from safelight.export.fidelity import FidelityError
 from safelight.export.worker import WorkerError, run_apart
+from safelight.runtime.fidelity import FidelityError
 
 TASKS = """
 import logging, os, signal
