@@ -65,8 +65,9 @@ def _append(url: str, partial: Path, size: int, token: str | None, name: str) ->
 
     headers = build_hf_headers(token=token)
     with partial.open("ab") as file:
-        if file.tell() > size:
-            file.truncate(0)
+        if file.tell() > size:  # what no transfer of this file can have left
+            file.seek(0)
+            file.truncate()
         while (start := file.tell()) < size:
             try:
                 http_get(url, file, resume_size=start, headers=headers, expected_size=size, displayed_filename=name)

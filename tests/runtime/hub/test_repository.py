@@ -86,7 +86,9 @@ def test_a_new_commit_fetches_what_changed(hub: HubServer) -> None:
     changed = {**checkpoint_files(), WEIGHTS: random_bytes(4000, 1)}
     repository.commit(changed)
     hub.sent.clear()
-    second = download(NAME)
+    said: list[str] = []
+    second = download(NAME, progress=said.append)
+    assert said == [f"{NAME}: downloading 0.00 MB in 1 files"]
     assert second != first
     assert (second / WEIGHTS).read_bytes() == changed[WEIGHTS]
     assert (first / WEIGHTS).read_bytes() == checkpoint_files()[WEIGHTS]
@@ -197,6 +199,7 @@ def test_content_that_is_not_of_the_hash_is_refused(hub: HubServer) -> None:
     ):
         download(NAME)
     assert not partial.exists()
+    partial.write_bytes(random_bytes(9000))  # longer than the file
     assert (download(NAME) / WEIGHTS).read_bytes() == checkpoint_files()[WEIGHTS]
 
 
