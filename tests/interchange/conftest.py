@@ -51,23 +51,33 @@ class Optimum:
         _run(ENVIRONMENT / "bin" / "python", HERE / "optimum_pipeline.py", folder)
         return np.load(folder / "pictures.npy")
 
-    def export(self, checkpoint: Path) -> Path:
-        """Their export of a checkpoint, made once for each release of theirs."""
-        key = checkpoints.key([checkpoint.name], [HERE / "constraints.txt", Path(__file__)])
-        command = (ENVIRONMENT / "bin" / "optimum-cli", "export", "onnx", "--model", hub_layout(checkpoint))
+    def export(self, checkpoint: Path, task: str, *, external_data: bool = False) -> Path:
+        """Their export of a checkpoint, made once for each release of theirs.
+
+        Args:
+            checkpoint: in any layout.
+            task: as they call it.
+            external_data: weights beside the graphs, as they have them above 2 GB.
+        """
+        key = checkpoints.key([task, external_data], [HERE / "constraints.txt", Path(__file__)])
+        program = (ENVIRONMENT / "bin" / "optimum-cli", "export", "onnx")
+        command = (*program, "--model", hub_layout(checkpoint), "--task", task)
         folder = checkpoints.CACHE / "optimum" / f"{checkpoint.name}-{key}"
-        return checkpoints.publish(folder, lambda target: _run(*command, target))
+        environment = {"FORCE_ONNX_EXTERNAL_DATA": str(int(external_data))}
+        return checkpoints.publish(folder, lambda target: _run(*command, target, **environment))
 
 
-def _run(*command: Any) -> None:
-    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=OFFLINE, check=False)
+def _run(*command: Any, **environment: str) -> None:
+    words = [str(word) for word in command]
+    result = subprocess.run(words, capture_output=True, text=True, env=OFFLINE | environment, check=False)
     assert result.returncode == 0, result.stderr
 
 
 def hub_layout(checkpoint: Path) -> Path:
     """A checkpoint as the hub has it: transformers 5, which saved ours, writes what 4 does not read.
 
-    That is a text model's weights without their prefix, and a tokenizer without vocabulary and merges.
+    That is a text model's weights without their prefix, a tokenizer without vocabulary and merges, and an image
+    processor's class.
     """
 
     def write(target: Path) -> None:
@@ -78,6 +88,8 @@ def hub_layout(checkpoint: Path) -> Path:
             save_file(named, file, metadata={"format": "pt"})
         for tokenizer in target.glob("tokenizer*"):
             CLIPTokenizer.from_pretrained(tokenizer).save_pretrained(tokenizer)
+        index = target / "model_index.json"
+        index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
 
     key = checkpoints.key([checkpoint.name], [Path(__file__)])
     return checkpoints.publish(checkpoints.CACHE / "hub-layout" / f"{checkpoint.name}-{key}", write)

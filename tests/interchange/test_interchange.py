@@ -157,19 +157,20 @@ TEXT: dict[str, Any] = {"prompt": [PROMPT, "pizza"], "latents": latents(2, 4, 10
 
 
 @pytest.mark.parametrize(
-    ("name", "pipeline", "call"),
+    ("name", "pipeline", "task", "call"),
     [
-        ("CHECKED", "StableDiffusionPipeline", TEXT),
-        ("SDXL", "StableDiffusionXLPipeline", TEXT),
-        ("LCM", "LatentConsistencyModelPipeline", {**TEXT, "guidance_scale": 7.0}),
-        ("INPAINTING", "StableDiffusionInpaintPipeline", inpainting(EVEN)),
+        ("CHECKED", "StableDiffusionPipeline", "text-to-image", TEXT),
+        ("SDXL", "StableDiffusionXLPipeline", "text-to-image", TEXT),
+        ("LCM", "LatentConsistencyModelPipeline", "text-to-image", {**TEXT, "guidance_scale": 7.0}),
+        ("INPAINTING", "StableDiffusionInpaintPipeline", "inpainting", inpainting(EVEN)),
     ],
 )
 def test_the_picture_is_theirs_and_ours(
-    optimum: Any, tiny: Tiny, name: str, pipeline: str, call: dict[str, Any]
+    optimum: Any, tiny: Tiny, name: str, pipeline: str, task: str, call: dict[str, Any]
 ) -> None:
     ours, checkpoint = tiny(name)
-    exported = optimum.export(checkpoint)
+    exported = optimum.export(checkpoint, task, external_data=name == "SDXL")
+    assert (exported / "unet" / "model.onnx_data").is_file() == (name == "SDXL")
     assert open_model_folder(exported).manifest is None
     found = our_pictures(exported, pipeline, **call)
     theirs = optimum.pictures(exported, f"ORT{pipeline}", **call)
