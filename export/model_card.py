@@ -2,9 +2,11 @@
 
 import inspect
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from safelight.runtime.fidelity import Report, graph_name
 from safelight.runtime.manifest import ComponentRecord, Manifest
 from safelight.runtime.pipelines import DiffusionPipeline
 from safelight.runtime.source import is_hub_id
@@ -65,14 +67,7 @@ def model_card(manifest: Manifest, *, repo_id: str, class_name: str, licence: Ma
             "|---|---|---|---|---|",
             *(_component(manifest, name, record) for name, record in manifest.components.items()),
             "",
-            "## Fidelity",
-            "",
-            "How far each graph is from the PyTorch reference, at the worst output: the largest difference, over the "
-            "largest magnitude and absolute. `safelight.json` has the whole report.",
-            "",
-            "| component | graph | relative error | absolute error | limit |",
-            "|---|---|---|---|---|",
-            *(row for name, record in manifest.components.items() for row in _fidelity(name, record)),
+            *_fidelity(manifest),
             "",
         ]
     )
@@ -115,7 +110,7 @@ def _origin(manifest: Manifest, base: str) -> str:
     source = manifest.source
     details = [f"commit {source['commit']}"] if source.get("commit") else []
     details += [f"variant {source['variant']}"] if source.get("variant") else []
-    details += [f"with the LoRA {lora['name']} at {lora['scale']}" for lora in source.get("loras") or ()]
+    details += [f"with the LoRA {lora['file']} at {lora['scale']}" for lora in source.get("loras") or ()]
     where = f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else f"The checkpoint `{base}`"
     return f"{where} ({', '.join(details)})" if details else where
 
@@ -123,25 +118,42 @@ def _origin(manifest: Manifest, base: str) -> str:
 def _component(manifest: Manifest, name: str, record: ComponentRecord) -> str:
     file = manifest.files.get(record.weights)
     size = f"{file.size / 1e6:.1f} MB" if file else ""
-    return f"| {name} | {record.class_name} | {manifest.dtype} | {manifest.weights_dtype} | {size} |"
+    dtype = record.dtype or manifest.dtype
+    return f"| {name} | {record.class_name} | {dtype} | {manifest.weights_dtype} | {size} |"
 
 
-def _fidelity(name: str, record: ComponentRecord) -> Iterator[str]:
-    """The rows of a component; a report of another shape gives its summary."""
-    report = record.fidelity
-    if not report:
-        yield f"| {name} | | not validated | | |"
+def _fidelity(manifest: Manifest) -> Iterator[str]:
+    """What was measured against the reference, and what was not."""
+    yield from ("## Fidelity", "")
+    try:
+        report = Report.of(manifest)
+    except FileNotFoundError:
+        yield "Not validated: the export was not compared with the PyTorch reference."
         return
-    graphs = report.get("graphs")
-    if not isinstance(graphs, Mapping) or not graphs:
-        yield f"| {name} | | {report.get('summary', 'validated')} | | |"
+    yield from (
+        "How far each graph is from the PyTorch reference, at the worst output: the largest difference, over the "
+        "largest magnitude. The limit derives from the reference's own float16. `safelight validate` measures it again.",
+        "",
+        "| component | graph | relative error | limit | the reference in float16 |",
+        "|---|---|---|---|---|",
+    )
+    for name, component in report.components.items():
+        limit = f"{component.limit:.1e}"
+        if component.absolute_limit is not None:
+            limit = f"{component.absolute_limit:.1e} absolute"
+        halves = "overflows" if component.overflows else f"{component.half_precision:.1e}"
+        for target, graph in component.graphs.items():
+            error = "not run" if graph.not_run is not None else f"{graph.relative_error:.1e}"
+            yield f"| {name} | {graph_name(target)} | {error} | {limit} | {halves} |"
+    if report.run is None:
         return
-    for graph, errors in graphs.items():
-        absolute_limit = errors.get("absolute_tolerance")
-        limit = _number(errors.get("tolerance")) if absolute_limit is None else f"{_number(absolute_limit)} absolute"
-        relative, absolute = _number(errors.get("relative_error")), _number(errors.get("absolute_error"))
-        yield f"| {name} | {graph} | {relative} | {absolute} | {limit} |"
-
-
-def _number(value: object) -> str:
-    return f"{value:.1e}" if isinstance(value, int | float) else ""
+    run = report.run
+    arguments = ", ".join(f"{name}={value!r}" for name, value in run.arguments.items())
+    ssim = "" if run.ssim is None else f", SSIM {run.ssim:.6f}"
+    psnr = f"PSNR {run.psnr:.1f} dB" if math.isfinite(run.psnr) else "the same bytes"
+    yield from (
+        "",
+        f"A run of `{run.class_name}` ({arguments}): latents within {max(run.drift):.1e} of the reference's after every "
+        f"step, picture {psnr}{ssim}; the reference in float16: {max(run.half_precision_drift):.1e}, "
+        f"{run.half_precision_psnr:.1f} dB.",
+    )

@@ -8,6 +8,8 @@ from typing import Any, Self
 from ..manifest import ComponentRecord, Manifest
 from .proof import Spread
 
+#: what a manifest calls a dtype
+_ARITHMETIC = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 #: how many times the reference's own float16 spread an error may be, by the dtype of the arithmetic
 SPREADS_ALLOWED: Mapping[str, float] = {"float32": 1 / 128, "float16": 3.0, "bfloat16": 24.0}
 #: the same of the run's drift, which small differences add up to
@@ -23,7 +25,9 @@ class FidelityError(ValueError):
 
 
 def arithmetic(record: ComponentRecord) -> str:
-    """The dtype that a network computes in: that of the first of its outputs that is floating-point."""
+    """The dtype that a network computes in: what the record says, or that of its first floating-point output."""
+    if record.dtype is not None:
+        return _ARITHMETIC[record.dtype]
     return next(tensor.dtype for tensor in record.outputs if "float" in tensor.dtype)
 
 

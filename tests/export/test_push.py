@@ -18,6 +18,7 @@ from safelight.export.model_card import model_card
 from safelight.export.push import create_repository, push
 from safelight.runtime import DiffusionPipeline, bundled_model
 from safelight.runtime.cli import main
+from safelight.runtime.fidelity import Report
 from safelight.runtime.manifest import read_manifest
 from safelight.runtime.source import local_model
 
@@ -193,32 +194,36 @@ def test_the_card_shows_components_and_fidelity() -> None:
         "license": "mit",
     }
     assert "| unet | UNet2DConditionModel | fp32 | fp16 | 14.2 MB |" in card
-    report = MANIFEST.components["unet"].fidelity["graphs"]["model.onnx"]
-    row = f"| unet | model.onnx | {report['relative_error']:.1e} | {report['absolute_error']:.1e} | 2.0e-02 |"
-    assert row in card
+    found = Report.of(MANIFEST)
+    unet = found.components["unet"]
+    error = unet.graphs["onnx"].relative_error
+    assert f"| unet | model.onnx | {error:.1e} | {unet.limit:.1e} | {unet.half_precision:.1e} |" in card
+    assert f"| unet | model.tensorrt.onnx | not run | {unet.limit:.1e} | {unet.half_precision:.1e} |" in card
     assert card.count("| model.onnxruntime-cpu.onnx |") == 4
+    assert f"picture PSNR {found.run.psnr:.1f} dB, SSIM {found.run.ssim:.6f}; the reference in float16: " in card
 
 
-def test_the_card_says_what_was_not_validated_and_reads_reports_that_it_does_not_know() -> None:
-    unet, decoder = MANIFEST.components["unet"], MANIFEST.components["vae_decoder"]
-    absolute = {"relative_error": 0.5, "absolute_error": 1e-7, "tolerance": 1e-4, "absolute_tolerance": 1e-3}
-    components = {
-        "unet": replace(unet, fidelity=None),
-        "text_encoder": replace(unet, fidelity={"summary": "as good as gold"}),
-        "vae_encoder": replace(unet, fidelity={"graphs": {"model.onnx": {"psnr": 40}}}),
-        "vae_decoder": replace(decoder, fidelity={"graphs": {"model.onnx": absolute}}),
-    }
-    card = model_card(replace(MANIFEST, components=components, files={}), repo_id=NAME, class_name="DDPMPipeline")
-    assert "| unet | | not validated | | |" in card
-    assert "| text_encoder | | as good as gold | | |" in card
-    assert "| vae_encoder | model.onnx |  |  |  |" in card
-    assert "| vae_decoder | model.onnx | 5.0e-01 | 1.0e-07 | 1.0e-03 absolute |" in card
+def test_the_card_says_what_was_not_validated_and_what_overflows() -> None:
+    card = model_card(replace(MANIFEST, fidelity=None), repo_id=NAME, class_name="DDPMPipeline")
+    assert "Not validated: the export was not compared" in card
+    assert "relative error" not in card
     assert front_matter(card)["pipeline_tag"] == "unconditional-image-generation"
     assert "pipeline(seed=0)" in program(card)
+    report = Report.of(MANIFEST)
+    decoder = replace(report.components["vae_decoder"], overflows=True, absolute_limit=1e-3)
+    changed = replace(report, components={**report.components, "vae_decoder": decoder}, run=None, run_missing="a part")
+    wide = replace(MANIFEST.components["vae_decoder"], dtype="bf16")
+    components = {**MANIFEST.components, "vae_decoder": wide}
+    card = model_card(
+        changed.recorded_in(replace(MANIFEST, components=components)), repo_id=NAME, class_name="DDPMPipeline"
+    )
+    assert "| 1.0e-03 absolute | overflows |" in card
+    assert "| vae_decoder | AutoencoderKL | bf16 | fp16 |" in card
+    assert "PSNR" not in card
 
 
 def test_the_card_names_where_the_checkpoint_is_from() -> None:
-    source = {"id": "a/b", "commit": "0123", "variant": "fp16", "loras": [{"name": "x.safetensors", "scale": 0.5}]}
+    source = {"id": "a/b", "commit": "0123", "variant": "fp16", "loras": [{"file": "x.safetensors", "scale": 0.5}]}
     card = model_card(replace(MANIFEST, source=source), repo_id=NAME, class_name="StableDiffusionInpaintPipeline")
     origin = "[a/b](https://huggingface.co/a/b) (commit 0123, variant fp16, with the LoRA x.safetensors at 0.5) as ONNX"
     assert origin in card
