@@ -132,7 +132,7 @@ def _fidelity(manifest: Manifest) -> Iterator[str]:
         return
     yield from (
         "How far each graph is from the PyTorch reference, at the worst output: the largest difference, over the "
-        "largest magnitude. The limit derives from the reference's own float16. `safelight validate` measures it again.",
+        "largest magnitude. The limit derives from the reference's own float16; `safelight validate` measures again.",
         "",
         "| component | graph | relative error | limit | the reference in float16 |",
         "|---|---|---|---|---|",
@@ -153,7 +153,7 @@ def _fidelity(manifest: Manifest) -> Iterator[str]:
     psnr = f"PSNR {run.psnr:.1f} dB" if math.isfinite(run.psnr) else "the same bytes"
     yield from (
         "",
-        f"A run of `{run.class_name}` ({arguments}): latents within {max(run.drift):.1e} of the reference's after every "
-        f"step, picture {psnr}{ssim}; the reference in float16: {max(run.half_precision_drift):.1e}, "
+        f"A run of `{run.class_name}` ({arguments}): latents within {max(run.drift):.1e} of the reference's after "
+        f"every step, picture {psnr}{ssim}; the reference in float16: {max(run.half_precision_drift):.1e}, "
         f"{run.half_precision_psnr:.1f} dB.",
     )

@@ -110,7 +110,7 @@ def test_an_export_is_pushed_in_the_end(
     assert front_matter(card)["base_model"] == "artist/vae"
     assert front_matter(card)["license"] == "apache-2.0"
     assert f"[artist/vae](https://huggingface.co/artist/vae) (commit {commit}) as ONNX graphs" in card
-    assert card.count("not validated") == 2
+    assert "Not validated" in card
     assert not any(TOKEN.encode() in data for data in sent.values())
 
 
