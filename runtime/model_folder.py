@@ -43,6 +43,10 @@ class ModelFolder:
         """The names of the components that the pipeline has."""
         return [name for name, value in self.index.items() if isinstance(value, list) and value[1:] and value[1]]
 
+    def class_of(self, component: str) -> str | None:
+        """The class that the index names for a component; None where it names none."""
+        return str(self.index[component][1]) if component in self.components else None
+
     def has_component(self, name: str) -> bool:
         """Whether the folder holds a component, or should: optimum leaves out what its index names."""
         recorded = self.manifest is not None and name in self.manifest.components

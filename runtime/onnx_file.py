@@ -8,6 +8,7 @@ lenient reader might take for something else is refused.
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 _LARGEST_FILE = 2**31 - 1  # bytes, of any protocol buffer
@@ -15,6 +16,9 @@ _LARGEST_TAG = 2**32 - 1
 _LARGEST_SIZE = 2**63 - 1
 _MOST_DEPTH = 32  # of graphs within graphs, at three messages each: protobuf stops at a hundred messages
 _MOST_DIMENSIONS = 64
+_SHORT = 64  # bytes
+# so that a file of small pieces does not become much more in memory than it is on disk
+_MOST_TENSORS, _MOST_OPERATORS = 100_000, 1000
 
 #: TensorProto.DataType -> bits of an element; 0 (undefined) and 8 (strings) have no size
 _BITS = {
@@ -104,6 +108,7 @@ class _Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
         self.contents = GraphContents()
+        self._plain: set[bytes] = set()  # short attributes without tensors and graphs: most nodes have another's
 
     def model(self) -> None:
         """Reads a ModelProto, which is the whole file."""
@@ -140,8 +145,14 @@ class _Reader:
             elif tag == _DOMAIN:
                 domain = self.data[start:stop]
         self.contents.operators.add((domain.decode(), operator.decode()))
+        if len(self.contents.operators) > _MOST_OPERATORS:
+            raise ValueError(f"it has nodes of more than {_MOST_OPERATORS} operators")
 
     def _attribute(self, begin: int, end: int, depth: int) -> None:
+        content = self.data[begin:end] if end - begin <= _SHORT else b""
+        if content in self._plain:
+            return
+        plain = True
         found: set[int] = set()
         for tag, start, stop in _fields(self.data, begin, end):
             if tag in (_TENSOR, _TENSORS):
@@ -150,8 +161,13 @@ class _Reader:
                 self._graph(start, stop, depth + 1)
             elif tag in (_SPARSE_TENSOR, _SPARSE_TENSORS):
                 self._sparse_tensor(start, stop)
+            else:
+                continue
+            plain = False
             if tag in (_TENSOR, _SUBGRAPH, _SPARSE_TENSOR):
                 _add_once(found, tag, "an attribute has two values")
+        if plain and content and len(self._plain) < _MOST_OPERATORS:
+            self._plain.add(content)
 
     def _sparse_tensor(self, begin: int, end: int) -> None:
         found: set[int] = set()
@@ -169,7 +185,7 @@ class _Reader:
             if tag == _SIZE:
                 shape.append(start)
             elif tag == _SIZES:
-                shape.extend(_packed(self.data, start, stop))
+                shape.extend(islice(_packed(self.data, start, stop), _MOST_DIMENSIONS + 1))
             elif tag == _DTYPE:
                 dtype = start
             elif tag == _NAME:
@@ -183,10 +199,14 @@ class _Reader:
                 if key in entries:
                     raise ValueError(f"{name} has external data with two of {key!r}")
                 entries[key] = value
+            if len(shape) > _MOST_DIMENSIONS:
+                raise ValueError(f"{name} has more than {_MOST_DIMENSIONS} dimensions")
         elements = _product(name, shape)
         length = (elements * _BITS[dtype] + 7) // 8 if dtype in _BITS else None
         if entries or location:
             self.contents.external.append(ExternalTensor(name, entries, length))
+            if len(self.contents.external) > _MOST_TENSORS:
+                raise ValueError(f"it has more than {_MOST_TENSORS} tensors in other files")
         elif raw is not None and raw != length:
             raise ValueError(f"{name} has {raw} bytes, expected {length} by its dtype and shape")
         elif elements > (end - begin) * 4:  # of 2 bits, the narrowest
@@ -209,10 +229,9 @@ def _add_once(found: set[int], tag: int, message: str) -> None:
 
 
 def _product(name: str, shape: list[int]) -> int:
-    """The number of elements of a shape that nobody has looked at yet."""
-    # the limits keep the product from growing without end; a size of 2**63 or more is a negative one
-    if len(shape) > _MOST_DIMENSIONS or any(size > _LARGEST_SIZE for size in shape):
-        raise ValueError(f"{name} has an unusable shape: expected at most {_MOST_DIMENSIONS} sizes of 0 or more")
+    """The number of elements of a shape."""
+    if any(size > _LARGEST_SIZE for size in shape):  # as a negative number looks here
+        raise ValueError(f"{name} has a negative size")
     elements = 1
     for size in shape:
         elements *= size

@@ -99,7 +99,7 @@ class Autoencoder(ABC):
             ValueError: the folder's autoencoder is of another class.
         """
         folder = open_model_folder(local_model(pretrained_model_name_or_path, **source))
-        found = folder.index.get("vae", [None, None])[1]
+        found = folder.class_of("vae")
         if found != cls.__name__:
             raise ValueError(f"{folder.path} has no {cls.__name__}: its vae is a {found}")
         return cls.open(folder, Engine(backend, device))
@@ -246,7 +246,7 @@ def open_autoencoder(
         ValueError: it has no autoencoder of a known class.
     """
     folder = open_model_folder(local_model(pretrained_model_name_or_path))
-    found = folder.index.get("vae", [None, None])[1]
+    found = folder.class_of("vae")
     for kind in (AutoencoderKL, AutoencoderTiny):
         if found == kind.__name__:
             return kind.open(folder, Engine(backend, device))

@@ -81,7 +81,7 @@ class UNet2DModel(_UNet):
         if use_safetensors is False:
             raise ValueError("use_safetensors=False asks for pickled weights, which are never loaded")
         folder = open_model_folder(local_model(pretrained_model_name_or_path, **source))
-        found = folder.index.get("unet", [None, None])[1]
+        found = folder.class_of("unet")
         if found != cls.__name__:
             raise ValueError(f"{folder.path} has no {cls.__name__}: its unet is a {found}")
         return open_unconditional_unet(folder, Engine(backend, device))  # type: ignore[return-value]

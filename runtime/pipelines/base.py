@@ -191,8 +191,8 @@ class DiffusionPipeline(ABC):
         """
         engine = Engine(self.engine.backend, str(device))
         if engine != self.engine:
-            own = [name for name, part in self.components.items() if self._class_name(name) == type(part).__name__]
-            networks = [name for name in own if self._class_name(name) in NETWORK_OPENERS]
+            own = [name for name, part in self.components.items() if self.folder.class_of(name) == type(part).__name__]
+            networks = [name for name in own if self.folder.class_of(name) in NETWORK_OPENERS]
             reopened = open_components(self.folder, engine, networks)
             for name, component in reopened.items():
                 keep_textual_inversions(
@@ -203,10 +203,6 @@ class DiffusionPipeline(ABC):
                 setattr(self, name, component)
             self.engine = engine
         return self
-
-    def _class_name(self, component: str) -> str | None:
-        """The class of a component, as the folder names it."""
-        return str(self.folder.index[component][1]) if component in self.folder.components else None
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of the progress bar, which are tqdm's: `disable=True` turns it off."""
@@ -275,10 +271,9 @@ def open_components(folder: ModelFolder, engine: Engine, names: list[str]) -> di
 
 
 def _open_component(folder: ModelFolder, engine: Engine, name: str) -> Any:
-    value = folder.index.get(name)
-    if name not in folder.components or not isinstance(value, list):
+    class_name = folder.class_of(name)
+    if class_name is None:
         raise FileNotFoundError(f"{folder.path} lacks the component {name}: model_index.json does not name it")
-    class_name = str(value[1])
     if name == SCHEDULER:
         return schedulers.load_scheduler(folder.folder(name))
     if class_name in _TOKENIZERS:

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from safelight.export.checkpoint import open_checkpoint
-from safelight.runtime import DiffusionPipeline, bundled_model
+from safelight.runtime import AutoencoderKL, DiffusionPipeline, UNet2DModel, bundled_model
 from safelight.runtime.backends import open_network
 from safelight.runtime.manifest import ComponentRecord, Manifest, TensorRecord, file_record
 from safelight.runtime.model_folder import open_model_folder
@@ -342,6 +342,15 @@ def test_components_that_are_no_library_and_class_are_refused(foreign: Path, val
     (foreign / "model_index.json").write_text(json.dumps({**INDEX, "vae": value}))
     with pytest.raises(ValueError, match=r"model_index\.json: component vae must be a library and a class, got \["):
         open_model_folder(foreign)
+
+
+@pytest.mark.parametrize("value", ["x", "", 3, None, {"1": "AutoencoderKL"}])
+def test_a_component_that_is_no_list_is_none(foreign: Path, value: object) -> None:
+    (foreign / "model_index.json").write_text(json.dumps({**INDEX, "vae": value, "unet": value}))
+    with pytest.raises(ValueError, match="has no AutoencoderKL: its vae is a None"):
+        AutoencoderKL.from_pretrained(foreign)
+    with pytest.raises(ValueError, match="has no UNet2DModel: its unet is a None"):
+        UNet2DModel.from_pretrained(foreign)
 
 
 @pytest.mark.parametrize("class_name", [["my_pipeline", "MyPipeline"], None, {"a": 1}, 3])

@@ -291,8 +291,8 @@ def twice(key: str) -> TensorProto:
     ("tensor", "message"),
     [
         *((twice(key), f"w has external data with two of '{key}'") for key in ("location", "offset", "length")),
-        (external(shape=(-1,)), "w has an unusable shape"),
-        (external(shape=(2,) * 10_000), "w has an unusable shape"),
+        (external(shape=(-1,)), "w has a negative size"),
+        (external(shape=(2,) * 10_000), "a tensor has more than 64 dimensions"),
         (
             TensorProto(name="w", data_type=1, dims=[10**15]),
             "w has .* bytes, and 1000000000000000 elements by its shape",
@@ -387,6 +387,30 @@ def test_malformed_files_are_refused(tmp_path: Path, attack: str) -> None:
     path = save(tmp_path, content)
     with pytest.raises(ValueError, match=rf"{path} is no ONNX graph.*: {message}"):
         check_graph(path)
+
+
+def test_a_file_larger_than_a_protocol_buffer_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, graph())
+    os.truncate(path, 2**31)
+    with pytest.raises(
+        ValueError, match=r"model\.onnx is no ONNX graph: it has 2147483648 bytes, expected 1 to 2147483647"
+    ):
+        check_graph(path)
+
+
+def test_small_pieces_without_end_are_refused(tmp_path: Path) -> None:
+    """They would be much more in memory than they are in the file."""
+    tensor, node = b"\x2a\x02\x70\x01", b"\x0a\x05\x22\x03%03x"
+    pieces = {
+        "it has more than 100000 tensors in other files": tensor * 100_001,
+        "it has nodes of more than 1000 operators": b"".join(node % number for number in range(1001)),
+        "a tensor has more than 64 dimensions": b"\x2a\x42\x0a\x40" + b"\1" * 64 + b"\x2a\x43\x0a\x41" + b"\1" * 65,
+    }
+    for message, content in pieces.items():
+        path = save(tmp_path, GRAPH + varint(len(content)) + content)
+        with pytest.raises(ValueError, match=f"model.onnx is no ONNX graph that can be used: {message}"):
+            check_graph(path)
+    assert len(read_graph(save(tmp_path, GRAPH + varint(400_000) + tensor * 100_000)).external) == 100_000
 
 
 def test_values_that_readers_would_merge_are_refused(tmp_path: Path) -> None:
