@@ -13,7 +13,8 @@ from recorded import record
 
 from safelight.export import lowering
 from safelight.export.networks import COMPONENT_KINDS, build, describe
-from safelight.export.trace import trace
+from safelight.export.trace import parameters, trace
+from safelight.export.weights import store_transposed
 
 pytestmark = pytest.mark.full_shape
 
@@ -78,4 +79,6 @@ def canonical(config: dict[str, Any]) -> ir.Model:
     with torch.device("meta"):
         complete = COMPONENT_KINDS["UNet2DConditionModel"].model.from_config(config).config.to_dict()
     (description,) = describe("UNet2DConditionModel", "unet", complete, {})
-    return trace(description, build("UNet2DConditionModel", complete, torch.float16))
+    graph = trace(description, build("UNet2DConditionModel", complete, torch.float16))
+    store_transposed(graph, parameters(graph, description))
+    return graph

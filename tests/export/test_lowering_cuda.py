@@ -156,25 +156,34 @@ def test_scale_and_bias_of_a_half_precision_group_norm_are_float32(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "between",
+    ("between", "transposes"),  # three at least: of what goes in and of the two results
     [
-        "y = Sub(conv, x)",  # follows not
-        "half = Mul(conv, factor) y = Add(half, x)",  # follows, a scalar as it is
-        "full = Shape(conv) y = Reshape(conv, full)",
-        "some = Shape<start = 1, end = 3>(conv) last = Shape<start = 3>(conv) first = Shape<end = 1>(conv) "
-        "sizes = Concat<axis = 0>(first, some, last) y = Expand(conv, sizes)",
-        "flat = Reshape(conv, tokens) turned = Transpose<perm = [0, 2, 1]>(flat) soft = Softmax<axis = 2>(turned) "
-        "back = Transpose<perm = [0, 2, 1]>(soft) size = Shape(x) y = Reshape(back, size)",
-        "flat = Reshape(conv, rows) turned = Transpose<perm = [0, 2, 1]>(flat) size = Shape(x) "
-        "y = Reshape(turned, size)",
-        'y = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric">(conv, , scales)',
-        'y = Resize<mode = "linear">(conv, , scales)',
-        "s = Sigmoid(conv) y = Mul(conv, s)",
-        "both = Concat<axis = 1>(x, conv) y = Conv(both, second)",
-        "both = Concat<axis = 2>(x, conv) y = Conv(both, weight)",
+        ("y = Sub(conv, x)", 4),  # does not follow
+        ("half = Mul(conv, factor) y = Add(half, x)", 3),
+        ("full = Shape(conv) y = Reshape(conv, full)", 4),
+        (
+            "some = Shape<start = 1, end = 3>(conv) last = Shape<start = 3>(conv) first = Shape<end = 1>(conv) "
+            "sizes = Concat<axis = 0>(first, some, last) y = Expand(conv, sizes)",
+            4,
+        ),
+        (
+            "flat = Reshape(conv, tokens) turned = Transpose<perm = [0, 2, 1]>(flat) soft = Softmax<axis = 2>(turned) "
+            "back = Transpose<perm = [0, 2, 1]>(soft) size = Shape(x) y = Reshape(back, size)",
+            3,
+        ),
+        (
+            "flat = Reshape(conv, rows) turned = Transpose<perm = [0, 2, 1]>(flat) size = Shape(x) "
+            "y = Reshape(turned, size)",
+            5,
+        ),
+        ('y = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric">(conv, , scales)', 3),
+        ('y = Resize<mode = "linear">(conv, , scales)', 4),
+        ("s = Sigmoid(conv) y = Mul(conv, s)", 3),
+        ("both = Concat<axis = 1>(x, conv) y = Conv(both, second)", 3),
+        ("both = Concat<axis = 2>(x, conv) y = Conv(both, weight)", 5),
     ],
 )
-def test_what_lies_between_convolutions(between: str) -> None:
+def test_what_lies_between_convolutions(between: str, transposes: int) -> None:
     """Small graphs, whose result is read channels first and by another convolution."""
     model = ir.from_onnx_text(
         f"""<ir_version: 10, opset_import: ["" : 23]>
@@ -192,7 +201,8 @@ def test_what_lies_between_convolutions(between: str) -> None:
     shapes = {"x": (2, 3, 4, 6), "weight": (3, 3, 1, 1), "second": (3, 6, 1, 1)}
     inputs = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     expected = run(model, inputs)
-    assert LOWERING.lower(model)["Conv"] >= 2
+    convolutions = LOWERING.lower(model)["Conv"]
+    assert operators(model)["Transpose"] == convolutions + transposes
     inline(model)
     for found, values in zip(run(model, inputs), expected, strict=True):
         np.testing.assert_allclose(found, values, atol=1e-6)
