@@ -22,7 +22,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from safelight.reference.checkpoint import PICKLE_SUFFIXES, Weights, abbreviated, open_safetensors, read_config
+from safelight.reference.checkpoint import PICKLE_SUFFIXES, Weights, abbreviated, read_config
+from safelight.reference.safetensors_file import SafetensorsFile
 from safelight.runtime.manifest import file_record
 
 from .checkpoint import Component
@@ -125,11 +126,11 @@ def open_lora(file: LoraFile, networks: Mapping[str, Shapes]) -> Lora:
         ValueError: a tensor belongs to no layer, a layer has another shape or lacks one of its matrices, the file is
             of another method than LoRA, or broken. The message names what it is about.
     """
-    with open_safetensors(file.path) as tensors:
-        try:
-            layers = _layers(tensors, networks)
-        except ValueError as error:
-            raise ValueError(f"{file.path}: {error}") from error
+    tensors = SafetensorsFile(file.path)
+    try:
+        layers = _layers(tensors, networks)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
     return Lora(file, file_record(file.path).sha256, layers)
 
 
@@ -139,10 +140,11 @@ class FusedWeights:
     def __init__(self, weights: Weights, component: str, loras: Iterable[Lora]) -> None:
         self.shapes = weights.shapes
         self._weights = weights
-        self._changes: dict[str, list[tuple[Lora, LoraLayer]]] = defaultdict(list)
+        self._changes: dict[str, list[tuple[LoraFile, SafetensorsFile, LoraLayer]]] = defaultdict(list)
         for lora in loras:
+            tensors = SafetensorsFile(lora.file.path)
             for layer in lora.layers.get(component, ()):
-                self._changes[layer.weight].append((lora, layer))
+                self._changes[layer.weight].append((lora.file, tensors, layer))
 
     def __getitem__(self, name: str) -> Tensor:
         """A weight, changed.
@@ -152,8 +154,8 @@ class FusedWeights:
             ValueError: a change is not finite.
         """
         tensor = self._weights[name]
-        for lora, layer in self._changes.get(name, ()):
-            tensor = tensor.float() + _change(lora, layer).reshape(tensor.shape)
+        for change in self._changes.get(name, ()):
+            tensor = tensor.float() + _change(*change).reshape(tensor.shape)
         return tensor
 
 
@@ -163,13 +165,12 @@ def fused(weights: Weights, component: str, loras: Iterable[Lora]) -> Weights:
     return FusedWeights(weights, component, touching) if touching else weights
 
 
-def _change(lora: Lora, layer: LoraLayer) -> Tensor:
+def _change(file: LoraFile, tensors: SafetensorsFile, layer: LoraLayer) -> Tensor:
     """What a LoRA adds to a weight: (out, in * height * width), float32."""
-    with open_safetensors(lora.file.path) as tensors:
-        up, down = (tensors.get_tensor(key).float().flatten(1) for key in (layer.up, layer.down))
-    change: Tensor = lora.file.scale * layer.scaling * (up @ down)
+    up, down = (tensors.read(key).float().flatten(1) for key in (layer.up, layer.down))
+    change: Tensor = file.scale * layer.scaling * (up @ down)
     if not torch.isfinite(change).all():
-        raise ValueError(f"{lora.file.path}: {layer.up} times {layer.down} has numbers that are not finite")
+        raise ValueError(f"{file.path}: {layer.up} times {layer.down} has numbers that are not finite")
     return change
 
 
@@ -178,9 +179,9 @@ def _shapes(component: Component) -> Shapes:
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
-def _layers(tensors: Any, networks: Mapping[str, Shapes]) -> dict[str, list[LoraLayer]]:
+def _layers(tensors: SafetensorsFile, networks: Mapping[str, Shapes]) -> dict[str, list[LoraLayer]]:
     """By component, what an open file holds for each layer."""
-    keys = list(tensors.keys())
+    keys = list(tensors.tensors)
     if not keys:
         raise ValueError("it holds no tensors, so it would change nothing")
     if other := next(((key, method) for key in keys if (method := other_method(key))), None):
@@ -191,7 +192,7 @@ def _layers(tensors: Any, networks: Mapping[str, Shapes]) -> dict[str, list[Lora
         if missing := next((role for role in ("down", "up") if role not in roles), None):
             raise ValueError(f"{' and '.join(roles.values())} came without the layer's {missing}")
         weight, down, up = f"{layer}.weight", roles["down"], roles["up"]
-        if quantized := [key for key in (down, up) if not tensors.get_slice(key).get_dtype().startswith(("F", "BF"))]:
+        if quantized := [key for key in (down, up) if not tensors.tensors[key].dtype.is_floating_point]:
             raise ValueError(f"only floating-point numbers can be fused, not those of {' and '.join(quantized)}")
         rank = _checked_rank(tensors, component, weight, networks[component][weight], down=down, up=up)
         if "alpha" in roles:
@@ -229,9 +230,11 @@ def _located(keys: Sequence[str], networks: Mapping[str, Shapes]) -> dict[tuple[
     return located
 
 
-def _checked_rank(tensors: Any, component: str, weight: str, shape: Sequence[int], *, down: str, up: str) -> int:
+def _checked_rank(
+    tensors: SafetensorsFile, component: str, weight: str, shape: Sequence[int], *, down: str, up: str
+) -> int:
     """The rank of a change, whose matrices must multiply to the shape of the weight."""
-    down_shape, up_shape = (tensors.get_slice(key).get_shape() for key in (down, up))
+    down_shape, up_shape = (list(tensors.tensors[key].shape) for key in (down, up))
     dimensions = {len(down_shape), len(up_shape)}
     if not dimensions <= {2, 4} or _as_linear(up_shape)[1:] != down_shape[:1] or not down_shape[0]:
         raise ValueError(f"{up} is {up_shape} and {down} is {down_shape}, which do not multiply")
@@ -249,19 +252,19 @@ def _as_linear(shape: Sequence[int]) -> list[int]:
     return list(shape[:2] if tuple(shape[2:]) == (1, 1) else shape)
 
 
-def _alpha(tensors: Any, key: str) -> float:
-    alpha = tensors.get_tensor(key)
+def _alpha(tensors: SafetensorsFile, key: str) -> float:
+    alpha = tensors.read(key)
     if alpha.numel() != 1 or not torch.isfinite(alpha).all():
         raise ValueError(f"{key} must be one finite number, got {alpha.tolist()}")
     return float(alpha)
 
 
-def _configurations(tensors: Any, networks: Iterable[str]) -> dict[str, dict[str, Any]]:
+def _configurations(tensors: SafetensorsFile, networks: Iterable[str]) -> dict[str, dict[str, Any]]:
     """PEFT's configuration for each component, which may be empty."""
-    text = (tensors.metadata() or {}).get(_METADATA, "{}")
+    text = tensors.metadata.get(_METADATA, "{}")
     try:
         values = dict(json.loads(text))
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"its {_METADATA} must be a JSON object, got {text}") from error
     configurations = {}
     for component in networks:

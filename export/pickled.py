@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safelight.reference.checkpoint import refuse_pointer
+from safelight.reference.regular_file import open_regular_file
 from safelight.runtime.text_files import read_json_object
 
 from .weights import write_safetensors
@@ -37,7 +37,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         ValueError: the file asks for anything but tensors and plain values, of which nothing is run; or it is broken,
             or not a dictionary.
     """
-    refuse_pointer(path)
+    open_regular_file(path).close()  # which may refuse it
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of instructions that the unpickler might refuse: if it does, it says so
@@ -108,6 +108,5 @@ def convert(weights: Sequence[Path], config: Path, target: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for file in weights:
         tensors |= tensors_of(read_pickle(file))[0]
-    # those that share memory, as tied weights do, become copies
-    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    write_safetensors(target / "model.safetensors", copies)
+    entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_safetensors(target / "model.safetensors", entries, tensors.__getitem__)

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 #: the name that optimum and its kin look for beside `model.onnx`
@@ -22,7 +20,18 @@ WEIGHTS_NAME = "model.onnx_data"
 
 _ALIGNMENT = 64  # of the first tensor: a cache line
 _TELL_EVERY = 5.0  # seconds between lines of progress
-_SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_SAFETENSORS_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _IR_DTYPES = {
     torch.float32: ir.DataType.FLOAT,
     torch.float16: ir.DataType.FLOAT16,
@@ -83,7 +92,7 @@ def write_weights(
     dtype: torch.dtype,
     progress: Callable[[str], None] = lambda _: None,
 ) -> WeightFile:
-    """Writes a safetensors file, one tensor after the other: memory holds one of them.
+    """Writes the weight file of a network; see `write_safetensors`.
 
     Args:
         path: the file to write.
@@ -97,12 +106,43 @@ def write_weights(
         OSError: the disk is full, or the folder cannot be written.
         ValueError: a number is beyond the range of the storage's dtype.
     """
+    entries = {
+        name: (dtype, tuple(reversed(shape)) if name in transposed else tuple(shape)) for name, shape in shapes.items()
+    }
+
+    def stored(name: str) -> Tensor:
+        tensor = _converted(name, read(name).detach(), dtype)
+        return tensor.T if name in transposed else tensor
+
+    return WeightFile(path, write_safetensors(path, entries, stored, progress=progress), frozenset(transposed))
+
+
+def write_safetensors(
+    path: Path,
+    entries: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    read: Callable[[str], Tensor],
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, StoredTensor]:
+    """Writes a safetensors file, one tensor after the other: memory holds one of them.
+
+    Args:
+        path: the file to write.
+        entries: dtype and shape of each tensor, in the order of the file.
+        read: gives a tensor, of that dtype and shape, by its name.
+        progress: told every few seconds how far the file is.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+        ValueError: the format has no such dtype.
+    """
     header: dict[str, dict[str, object]] = {}
     position = 0
-    for name, shape in shapes.items():
-        stored = list(reversed(shape)) if name in transposed else list(shape)
-        end = position + math.prod(stored) * dtype.itemsize
-        header[name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": stored, "data_offsets": [position, end]}
+    for name, (dtype, shape) in entries.items():
+        if dtype not in _SAFETENSORS_DTYPES:
+            raise ValueError(f"{name} is {dtype}, which a safetensors file does not hold")
+        end = position + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
@@ -110,43 +150,28 @@ def write_weights(
     told = time.monotonic()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in header:
-            tensor = _stored(name, read(name).detach(), dtype, transpose=name in transposed)
+        for name, (dtype, shape) in entries.items():
+            tensor = read(name).contiguous()
+            assert (tensor.dtype, tuple(tensor.shape)) == (dtype, tuple(shape)), name
             offset = file.tell()
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-            tensors[name] = StoredTensor(dtype, tuple(tensor.shape), offset, file.tell() - offset)
+            tensors[name] = StoredTensor(dtype, tuple(shape), offset, file.tell() - offset)
             if time.monotonic() - told > _TELL_EVERY:
                 told = time.monotonic()
                 progress(f"{file.tell() / 1e9:.1f} of {position / 1e9:.1f} GB written")
-    return WeightFile(path, tensors, frozenset(transposed))
+    return tensors
 
 
-def _stored(name: str, tensor: Tensor, dtype: torch.dtype, *, transpose: bool) -> Tensor:
-    """A tensor as the file has it."""
-    stored = tensor.to(dtype)
-    if dtype.itemsize < tensor.dtype.itemsize and not torch.isfinite(stored).all() and torch.isfinite(tensor).all():
+def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another dtype, whose range must hold it."""
+    converted = tensor.to(dtype)
+    if dtype.itemsize < tensor.dtype.itemsize and not torch.isfinite(converted).all() and torch.isfinite(tensor).all():
         largest = float(tensor.abs().max())
         raise ValueError(
             f"{name} has a weight of {largest:.3g}, and {dtype} ends at {torch.finfo(dtype).max:.3g}: "
             "store it wider, --weights-dtype fp32 or bf16"
         )
-    return (stored.T if transpose else stored).contiguous()
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors as they are, under names that diffusers and transformers read.
-
-    Args:
-        path: the file to write.
-        tensors: contiguous, none of which shares memory with another.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
-    """
-    try:
-        safetensors.torch.save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
+    return converted
 
 
 def bind(model: ir.Model, parameters: Iterable[ir.Value], weights: WeightFile) -> None:

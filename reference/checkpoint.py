@@ -9,15 +9,14 @@ A folder of a checkpoint as diffusers and transformers write it::
     unet/diffusion_pytorch_model.safetensors.index.fp16.json, or .safetensors.fp16.index.json as diffusers once had it
 """
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .json_file import read_json_object
 from .safetensors_file import SafetensorsFile
 
 #: what diffusers calls its weights and their index, in the order in which it looks for them, and what transformers does
@@ -30,7 +29,6 @@ _WEIGHTS = (
 )
 #: of files that are pickles, which can run code when they are opened
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _NARROWEST = torch.float16
 _NAMED_IN_ERRORS = 5
 
@@ -62,7 +60,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is not a JSON object, or a Git LFS pointer.
     """
-    return _read_json(component_folder(folder) / "config.json")
+    return read_json_object(component_folder(folder) / "config.json")
 
 
 def find_weights(folder: Path, *, variant: str | None = None) -> list[Path]:
@@ -96,48 +94,6 @@ def find_weights(folder: Path, *, variant: str | None = None) -> list[Path]:
 def has_weights(folder: Path, *, variant: str | None = None) -> bool:
     """Whether a component's folder has safetensors weights of a variant, or an index of them."""
     return _weights(folder, variant) is not None
-
-
-def read_tensor_names_and_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The tensors of a safetensors file, from its header alone.
-
-    Raises:
-        ValueError: the file is truncated or corrupt, or a Git LFS pointer.
-    """
-    with open_safetensors(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-
-def check_weights(
-    files: Sequence[Path],
-    shapes: Mapping[str, Sequence[int]],
-    *,
-    rename: Callable[[str], str] = lambda name: name,
-    ignored: Collection[str] = (),
-) -> dict[Path, dict[str, str]]:
-    """Looks at the headers of a network's weights: they must hold exactly the tensors that it has.
-
-    Args:
-        files: safetensors files, from `find_weights`.
-        shapes: of every parameter of the network, by its name.
-        rename: gives the network's name for the file's.
-        ignored: parameters, by the network's spelling, that a file may have and the network does not need.
-
-    Returns:
-        For each file, the network's names of its tensors by the file's.
-
-    Raises:
-        ValueError: tensors are missing, surplus or misshapen, or a file is broken; the message names them.
-    """
-    found = [
-        (path, spelled, rename(spelled), shape)
-        for path in files
-        for spelled, shape in read_tensor_names_and_shapes(path).items()
-    ]
-    found = [entry for entry in found if entry[2] not in ignored]
-    place = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} shards)"
-    _check(place, found, shapes)
-    return {path: {spelled: name for file, spelled, name, _ in found if file == path} for path in files}
 
 
 class Weights(Protocol):
@@ -180,12 +136,13 @@ class CheckpointWeights:
                 them.
         """
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
-        self._places: dict[str, tuple[SafetensorsFile, str]] = {}
-        for path, names in check_weights(files, shapes, rename=rename, ignored=ignored).items():
-            file = SafetensorsFile(path)
-            for spelled, name in names.items():
-                refuse_quantized(path, spelled, file.tensors[spelled].dtype)
-                self._places[name] = file, spelled
+        found = [(file, spelled, rename(spelled)) for file in map(SafetensorsFile, files) for spelled in file.tensors]
+        found = [entry for entry in found if entry[2] not in ignored]
+        place = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} shards)"
+        _check(place, [(spelled, name, file.tensors[spelled].shape) for file, spelled, name in found], shapes)
+        for file, spelled, _ in found:
+            refuse_quantized(file.path, spelled, file.tensors[spelled].dtype)
+        self._places = {name: (file, spelled) for file, spelled, name in found}
 
     def __getitem__(self, name: str) -> Tensor:
         """One weight, in the file's dtype.
@@ -201,13 +158,11 @@ class CheckpointWeights:
         return file.read(spelled).reshape(self.shapes[name])
 
 
-def _check(
-    place: str, found: Iterable[tuple[Path, str, str, tuple[int, ...]]], shapes: Mapping[str, Sequence[int]]
-) -> None:
+def _check(place: str, found: Iterable[tuple[str, str, tuple[int, ...]]], shapes: Mapping[str, Sequence[int]]) -> None:
     """Raises ValueError unless the tensors are those of `shapes`, each once."""
     seen: set[str] = set()
     surplus, misshapen = [], []
-    for _, spelled, name, shape in found:
+    for spelled, name, shape in found:
         if name not in shapes or name in seen:
             surplus.append(spelled)
         elif shape not in (tuple(shapes[name]), (*shapes[name], 1, 1)):
@@ -231,7 +186,7 @@ def _infix(variant: str | None) -> str:
 
 
 def _shards(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map")
     shards = []
@@ -244,41 +199,10 @@ def _shards(index: Path) -> list[Path]:
     return shards
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    refuse_pointer(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
-    return values
-
-
-def refuse_pointer(path: Path) -> None:
-    """Raises ValueError where a file is no more than a Git LFS pointer."""
-    with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise ValueError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
-
-
 def refuse_quantized(path: Path, name: str, dtype: torch.dtype) -> None:
     """Raises ValueError where a tensor is of integers, or of floating-point numbers of less than 16 bits."""
     if not dtype.is_floating_point or dtype.itemsize < _NARROWEST.itemsize:
         raise ValueError(f"{path}: {name} is {dtype}; quantized weights are not supported")
-
-
-def open_safetensors(path: Path) -> Any:  # safetensors has no types
-    """The reader of a safetensors file, to be used in a `with`; it gives torch's tensors.
-
-    Raises:
-        ValueError: the file is truncated or corrupt, or a Git LFS pointer.
-    """
-    refuse_pointer(path)
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or corrupt; download it again ({error})") from error
 
 
 def abbreviated(names: Sequence[str]) -> str:
@@ -292,13 +216,9 @@ __all__ = [
     "CheckpointWeights",
     "Weights",
     "abbreviated",
-    "check_weights",
     "component_folder",
     "find_weights",
     "has_weights",
-    "open_safetensors",
     "read_config",
-    "read_tensor_names_and_shapes",
-    "refuse_pointer",
     "refuse_quantized",
 ]

@@ -19,14 +19,13 @@ class Piece:
     transposed: bool = False
     linear: bool = False  # a convolution of one pixel, which diffusers has as a linear layer
 
-    def take(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The piece, which shares no memory with another."""
-        tensor = tensors[self.key]
+    def take(self, tensor: Tensor) -> Tensor:
+        """The piece of the tensor that is called `key`."""
         if self.third is not None:
-            tensor = tensor.chunk(3)[self.third].clone()
+            tensor = tensor.chunk(3)[self.third]
         if self.linear:
             tensor = tensor.reshape(tensor.shape[:2])
-        return (tensor.T if self.transposed else tensor).contiguous()
+        return tensor.T if self.transposed else tensor
 
 
 Pieces = dict[str, Piece]

@@ -1,7 +1,7 @@
 """From a single file to a folder in diffusers' layout, one network at a time."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safelight.reference.checkpoint import open_safetensors, refuse_quantized
+from safelight.reference.checkpoint import refuse_quantized
+from safelight.reference.safetensors_file import SafetensorsFile, TensorEntry
 from safelight.runtime.model_folder import MODEL_INDEX
 
 from ..pickled import SUFFIXES as PICKLES
@@ -25,12 +26,12 @@ _QUANTIZED = ".gguf"
 
 @dataclass(frozen=True)
 class OriginalFile:
-    """A single file that was opened: what is told of its tensors, and a way to read some of them."""
+    """A single file that was opened: what is told of its tensors, and a way to read each."""
 
     path: Path
     shapes: Shapes
     dtypes: Mapping[str, torch.dtype]
-    read: Callable[[Collection[str]], dict[str, Tensor]]
+    read: Callable[[str], Tensor]
     global_step: int | None = None  # of the training, in files in PyTorch's own format
 
 
@@ -41,9 +42,8 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> OriginalFile:
         ValueError: the file is of another format, pickled without leave, refused, or broken.
     """
     if path.suffix == _SAFETENSORS:
-        with open_safetensors(path) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # mapped, not read
-        return OriginalFile(path, *_described(tensors), lambda names: _read_safetensors(path, names))
+        file = SafetensorsFile(path)
+        return OriginalFile(path, *_described(file.tensors), file.read)
     if path.suffix in PICKLES:
         if not allow_pickle:
             raise ValueError(
@@ -51,8 +51,7 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> OriginalFile:
                 "tensors and nothing else"
             )
         tensors, step = tensors_of(read_pickle(path))
-        # copies: tensors of a pickle may share memory
-        return OriginalFile(path, *_described(tensors), lambda names: {n: tensors[n].clone() for n in names}, step)
+        return OriginalFile(path, *_described(tensors), tensors.__getitem__, step)
     if path.suffix == _QUANTIZED:
         raise ValueError(f"{path}: quantized weights are not supported")
     raise ValueError(
@@ -101,7 +100,7 @@ def unpack(
     folder.mkdir(parents=True, exist_ok=True)
     for network in found.networks:
         progress(f"{network.name}: unpacking")
-        _write_network(file, network, folder / network.name)
+        _write_network(file, network, folder / network.name, progress)
     for name, pad_token in found.pad_tokens.items():
         write_tokenizer(folder / name, pad_token=pad_token)
     _write_json(folder / "scheduler" / "scheduler_config.json", found.scheduler)
@@ -110,23 +109,25 @@ def unpack(
     _write_json(folder / MODEL_INDEX, found.index)
 
 
-def _write_network(file: OriginalFile, network: Network, folder: Path) -> None:
+def _write_network(file: OriginalFile, network: Network, folder: Path, progress: Callable[[str], None]) -> None:
     folder.mkdir()
     _write_json(folder / "config.json", network.config)
     stem = "diffusion_pytorch_model" if "_class_name" in network.config else "model"
-    tensors = file.read({piece.key for piece in network.pieces.values()})
-    pieces = {name: piece.take(tensors) for name, piece in network.pieces.items()}
-    write_safetensors(folder / f"{stem}{_SAFETENSORS}", pieces)
+    entries = {
+        name: (file.dtypes[piece.key], tuple(piece.take(torch.empty(file.shapes[piece.key], device="meta")).shape))
+        for name, piece in network.pieces.items()
+    }
+
+    def read(name: str) -> Tensor:
+        piece = network.pieces[name]
+        return piece.take(file.read(piece.key))
+
+    write_safetensors(folder / f"{stem}{_SAFETENSORS}", entries, read, progress=progress)
 
 
-def _described(tensors: Mapping[str, Tensor]) -> tuple[Shapes, Mapping[str, torch.dtype]]:
+def _described(tensors: Mapping[str, Tensor | TensorEntry]) -> tuple[Shapes, Mapping[str, torch.dtype]]:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return shapes, {name: tensor.dtype for name, tensor in tensors.items()}
-
-
-def _read_safetensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
-    with open_safetensors(path) as file:
-        return {name: file.get_tensor(name) for name in names}
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

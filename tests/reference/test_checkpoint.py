@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safelight.reference import AutoencoderKL
-from safelight.reference.checkpoint import find_weights, read_config, read_tensor_names_and_shapes
+from safelight.reference.checkpoint import find_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -89,14 +89,6 @@ def test_refuses_an_index_without_a_map(folder):
     shard(folder).write_text("{}")
     with pytest.raises(ValueError, match=r"index.json has no weight_map"):
         AutoencoderKL.from_pretrained(folder)
-
-
-def test_reads_names_and_shapes_without_weights(folder):
-    with torch.device("meta"):
-        autoencoder = AutoencoderKL.from_config(read_config(folder))
-    (file,) = find_weights(folder)
-    expected = {name: tuple(value.shape) for name, value in autoencoder.state_dict().items()}
-    assert read_tensor_names_and_shapes(file) == expected
 
 
 def test_refuses_a_path_that_is_no_folder(tmp_path):
