@@ -300,7 +300,7 @@ def test_files_of_the_published_shapes_are_told_apart_as_diffusers_does(kind: st
     networks = {network.name: network for network in found.networks}
 
     def shapes(network: str) -> dict[str, tuple[int, ...]]:
-        pieces = {name: piece.take(original) for name, piece in networks[network].pieces.items()}
+        pieces = {name: piece.take(original[piece.key]) for name, piece in networks[network].pieces.items()}
         return {name.removeprefix("text_model."): tuple(tensor.shape) for name, tensor in pieces.items()}
 
     def expected(state: str) -> dict[str, tuple[int, ...]]:
@@ -331,7 +331,7 @@ def test_depth_at_the_published_shape() -> None:
     files[first] = torch.empty(320, 5, 3, 3, device="meta")
     found = contents({key: tuple(tensor.shape) for key, tensor in files.items()})
     (estimator,) = [network for network in found.networks if network.name == "depth_estimator"]
-    pieces = {name: tuple(piece.take(files).shape) for name, piece in estimator.pieces.items()}
+    pieces = {name: tuple(piece.take(files[piece.key]).shape) for name, piece in estimator.pieces.items()}
     assert pieces == {name: tuple(tensor.shape) for name, tensor in state.items()}
     config = transformers.DPTConfig(**estimator.config)
     published = transformers.DPTConfig(**_HYBRID)
@@ -371,7 +371,7 @@ def test_text_encoders_of_23_layers_and_without_the_inner_prefix_are_taken(
     plain = {key.replace("transformer.text_model.", "transformer."): value for key, value in original.items()}
     assert plain.keys() != original.keys()
     (encoder,) = [n for n in contents({k: tuple(v.shape) for k, v in plain.items()}).networks if "text" in n.name]
-    state = {name: piece.take(plain) for name, piece in encoder.pieces.items()}
+    state = {name: piece.take(plain[piece.key]) for name, piece in encoder.pieces.items()}
     assert_same_tensors(
         without_prefix(state), without_prefix(unpacked_family("sd1").networks["text_encoder"].state_dict())
     )
