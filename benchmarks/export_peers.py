@@ -83,6 +83,7 @@ class Row:
 
     exporter: str
     missing: str | None = None  # why there are no numbers, or none that count
+    unchecked: str | None = None  # why its UNet's output was not compared
     command: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)  # of each run
     process_memory: int | None = None  # resident bytes, the most of any process in any run
@@ -138,7 +139,7 @@ def measure(
                 row.ratio = row.folder_bytes / (parameters * ITEM_SIZES[exporter.weights or dtype])
                 if turn == 0:
                     progress(f"{row.exporter}: the UNet's output")
-                    row.missing = _output(destination, workspace, memory_limit, row.exporter, outputs)
+                    _check(row, destination, workspace, memory_limit, outputs)
             shutil.rmtree(destination, ignore_errors=True)
     for row in rows:
         if row.exporter in outputs:
@@ -173,15 +174,18 @@ def _failure(usage: Usage, log: Path, memory_limit: int) -> str | None:
     return None
 
 
-def _output(folder: Path, workspace: Path, memory_limit: int, name: str, outputs: dict[str, Array]) -> str | None:
-    """Adds the output of a folder's UNet to the others; what is in the way when there is none."""
+def _check(row: Row, folder: Path, workspace: Path, memory_limit: int, outputs: dict[str, Array]) -> None:
+    """Adds the output of the folder's UNet to the others, or says in the row why there is none."""
     file, log = workspace / "output.npy", workspace / "log.txt"
     command = [sys.executable, "-m", "safelight.benchmarks.unet_output", str(folder), str(file)]
     usage = run(command, log=log, memory_limit=memory_limit)
-    if (failure := _failure(usage, log, memory_limit)) is not None:
-        return f"what it wrote does not run: {failure}"
-    outputs[name] = np.load(file)
-    return None
+    failure = _failure(usage, log, memory_limit)
+    if usage.over_limit:  # the engine's need, not the exporter's fault
+        row.unchecked = f"its UNet was not run: {failure}"
+    elif failure is not None:
+        row.missing = f"what it wrote does not run: {failure}"
+    else:
+        outputs[row.exporter] = np.load(file)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -191,7 +195,7 @@ def table(rows: Sequence[Row]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
-    missing = [f"{row.exporter}: {row.missing}" for row in rows if row.missing is not None]
+    missing = [f"{row.exporter}: {reason}" for row in rows if (reason := row.missing or row.unchecked) is not None]
     note = "x: the folder's bytes to the parameters' in the dtype that is stored; written: deleted files too"
     return "\n".join([*text, "", *missing, note])
 

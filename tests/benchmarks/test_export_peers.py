@@ -55,11 +55,11 @@ def measured(
     """The rows of exporters that do not export; their outputs are 1, 2, 3 ..."""
     monkeypatch.setattr(export_peers, "EXPORTERS", exporters)
 
-    def output(folder: Path, workspace: Path, limit: int, name: str, outputs: dict[str, np.ndarray]) -> None:
+    def check(row: Row, folder: Path, workspace: Path, limit: int, outputs: dict[str, np.ndarray]) -> None:
         assert folder.is_dir()
-        outputs[name] = np.full(3, 1.0 + len(outputs))
+        outputs[row.exporter] = np.full(3, 1.0 + len(outputs))
 
-    monkeypatch.setattr(export_peers, "_output", output)
+    monkeypatch.setattr(export_peers, "_check", check)
     limits = {"runs": 1, "memory_limit": 200 * MIB, **options}
     return measure(
         Path("checkpoint"), list(exporters), dtype="fp32", parameters=100, workspace=tmp_path, progress=print, **limits
@@ -107,12 +107,24 @@ def test_what_gives_another_output_has_no_numbers(monkeypatch: pytest.MonkeyPatc
 
 def test_a_folder_that_does_not_run_has_no_numbers(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    outputs: dict[str, np.ndarray] = {}
-    missing = export_peers._output(tmp_path / "model", tmp_path, 2**40, "broken", outputs)
-    assert missing is not None
-    assert missing.startswith("what it wrote does not run: failed after ")
-    assert missing.endswith("is no model folder: it has no model_index.json")
+    row, outputs = Row(exporter="broken", seconds=[1.0], ratio=1.0), dict[str, np.ndarray]()
+    export_peers._check(row, tmp_path / "model", tmp_path, 2**40, outputs)
+    assert row.missing is not None
+    assert row.missing.startswith("what it wrote does not run: failed after ")
+    assert row.missing.endswith("is no model folder: it has no model_index.json")
     assert outputs == {}
+
+
+def test_a_unet_too_large_to_run_keeps_its_exporters_numbers(tmp_path: Path) -> None:
+    row, outputs = Row(exporter="large", seconds=[12.0], ratio=1.0), dict[str, np.ndarray]()
+    export_peers._check(row, tmp_path, tmp_path, 2**20, outputs)
+    assert row.missing is None
+    assert row.unchecked is not None
+    assert row.unchecked.startswith("its UNet was not run: killed at 0.0 GiB of memory, after ")
+    assert outputs == {}
+    lines = table([row]).splitlines()
+    assert "12.0 s" in lines[2]
+    assert f"large: {row.unchecked}" in lines
 
 
 @pytest.mark.parametrize(("option", "value"), [("--runs", "0"), ("--memory-limit", "0"), ("--memory-limit", "nan")])
