@@ -1,12 +1,16 @@
 """Fixtures that several tests share."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+# before torch is there: its threads are not to keep a processor busy that another test's process waits for
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _load(name: str) -> ModuleType:
