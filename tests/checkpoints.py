@@ -397,6 +397,7 @@ def export_checkpoint(checkpoint: Path, **options: Any) -> Path:
     from safelight.export.source import open_source
 
     code = [*(ROOT / "export").rglob("*.py"), *(ROOT / "reference").glob("*.py"), ROOT / "runtime" / "manifest.py"]
+    code += (ROOT / "runtime" / "fidelity").glob("*.py")
     weights = [path for path in [checkpoint, *checkpoint.rglob("*")] if path.suffix in {".safetensors", ".json"}]
     versions = [importlib.metadata.version(package) for package in ("torch", "onnxscript", "onnxruntime")]
     folder = CACHE / "exports" / f"{checkpoint.name}-{key([versions, options], [*code, *weights])}"
