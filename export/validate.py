@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     with_checkpoint = parser.add_argument_group("with --checkpoint")
     with_checkpoint.add_argument("--prompt", help="of the run")
-    with_checkpoint.add_argument("--steps", type=int, help="of the run (default: 6)")
+    with_checkpoint.add_argument("--steps", type=int, help="of the run (default: 6, of large models 4)")
     with_checkpoint.add_argument("--height", type=int, help="in pixels (default: the model's own, at most 256)")
     with_checkpoint.add_argument("--width", type=int, help="likewise")
     with_checkpoint.add_argument("--seed", type=int, help="of the run (default: 0)")

@@ -1,6 +1,7 @@
 """Fixtures that several tests share."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+# before torch is there: its threads are not to keep a processor busy that another test's process waits for
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _load(name: str) -> ModuleType:
@@ -52,8 +56,8 @@ def linear_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def odd_export(odd_checkpoint: Path) -> Path:
-    """The export of `odd_checkpoint`."""
-    return checkpoints.export_checkpoint(odd_checkpoint)
+    """The export of `odd_checkpoint`, validated and for every engine."""
+    return checkpoints.export_checkpoint(odd_checkpoint, validate=True, targets=None)
 
 
 @pytest.fixture(scope="session")
@@ -119,5 +123,5 @@ def checked_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def checked_export(checked_checkpoint: Path) -> Path:
-    """The export of `checked_checkpoint`."""
-    return checkpoints.export_checkpoint(checked_checkpoint)
+    """The export of `checked_checkpoint`, validated."""
+    return checkpoints.export_checkpoint(checked_checkpoint, validate=True)

@@ -18,8 +18,9 @@ from .drawing import draw_mask, draw_picture
 
 PROMPT = "cat face on a blue background"
 NEGATIVE_PROMPT = "blurry, dark"
-STEPS = 6
-LARGEST_SIDE = 256  # in pixels, unless asked: what a UNet does on large latents it does on small ones too
+STEPS, FEWER_STEPS = 6, 4  # the second of what makes pictures of more than `LARGE` pixels along a side
+LARGE = 512
+LARGEST_SIDE = 256  # of the run's picture, unless asked: what a UNet does on large latents it does on small ones too
 
 #: what a folder without a UNet can have a run of: a picture is encoded and decoded
 _AUTOENCODERS: dict[str, type[Autoencoder]] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -37,7 +38,7 @@ class RunOptions:
     """What a user may choose of a run; the model's own where None."""
 
     prompt: str = PROMPT
-    num_inference_steps: int = STEPS
+    num_inference_steps: int | None = None
     height: int | None = None
     width: int | None = None
     seed: int = 0
@@ -114,21 +115,26 @@ def choose_run(folder: ModelFolder, engine: Engine, options: RunOptions) -> Run 
         pipeline = _open_pipeline(class_known(folder), folder, engine)
     except (FileNotFoundError, ValueError):  # a component is missing, or all but one
         return _autoencoder_run(folder, engine, options)
-    chosen: dict[str, Any] = {"num_inference_steps": options.num_inference_steps, "seed": options.seed}
     if isinstance(pipeline, UnconditionalPipeline):
-        return Run(type(pipeline).__name__, chosen)
+        steps = options.num_inference_steps or STEPS
+        return Run(type(pipeline).__name__, {"num_inference_steps": steps, "seed": options.seed})
     assert isinstance(pipeline, TextGuidedPipeline)
     kind: type[DiffusionPipeline] = type(pipeline)
     if int(pipeline.unet.config["in_channels"]) == 2 * pipeline.vae.latent_channels + 1:
         kind = type(AutoPipelineForInpainting.from_pipe(pipeline))
     takes = inspect.signature(kind.__call__).parameters
-    chosen |= {"prompt": options.prompt, "guidance_scale": _GUIDANCE_SCALE}
+    own = pipeline.unet.config["sample_size"] or pipeline.vae.sample_size // pipeline.vae.factor
+    height, width = (side * pipeline.vae.factor for side in (own if isinstance(own, list | tuple) else (own, own)))
+    chosen: dict[str, Any] = {
+        "prompt": options.prompt,
+        "num_inference_steps": options.num_inference_steps or (STEPS if max(height, width) <= LARGE else FEWER_STEPS),
+        "guidance_scale": _GUIDANCE_SCALE,
+        "seed": options.seed,
+    }
     if "negative_prompt" in takes:
         chosen["negative_prompt"] = NEGATIVE_PROMPT
     if "strength" in takes and "mask_image" not in takes:
         chosen["strength"] = _STRENGTH
-    own = pipeline.unet.config["sample_size"] or pipeline.vae.sample_size // pipeline.vae.factor
-    height, width = (side * pipeline.vae.factor for side in (own if isinstance(own, list | tuple) else (own, own)))
     return Run(kind.__name__, {**chosen, **_size(height, width, pipeline.vae.factor, options)})
 
 

@@ -136,7 +136,7 @@ def test_their_generic_classes_find_the_pipeline(optimum: Any, pipeline: str) ->
 def test_what_they_do_not_know_is_in_nobodys_way(optimum: Any, checked_export: Path, tmp_path: Path) -> None:
     """A safety checker as a graph, the manifest, and folders that belong to no component."""
     model = shutil.copytree(checked_export, tmp_path / "model")
-    (model / "fidelity").mkdir()
+    (model / "fidelity").mkdir(exist_ok=True)
     (model / "fidelity" / "report.json").write_text("{}")
     call = {"prompt": PROMPT, "latents": latents(1, 4, 10, 10), **FEW_STEPS}
     assert_same_pictures(optimum, model, "StableDiffusionPipeline", **call)
