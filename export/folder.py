@@ -69,6 +69,7 @@ def export_model(
         WorkerError: a component's process crashed or was killed.
     """
     options = options or ExportOptions()
+    _check_names(options.full_precision, checkpoint)
     loras = tuple(open_loras(options.loras, checkpoint.components))
     tasks = [
         ComponentTask(component, checkpoint.networks[component.name], dict(checkpoint.index), loras, options)
@@ -138,6 +139,13 @@ def _exported(
     written = _records(stage.folder, (p for network in task.networks for p in (stage.folder / network).iterdir()))
     stage.finish(name, note, written)
     return note, written
+
+
+def _check_names(full_precision: Iterable[str], checkpoint: Checkpoint) -> None:
+    """Refuses to compute in full precision what is not exported."""
+    known = [network for networks in checkpoint.networks.values() for network in networks]
+    if unknown := [name for name in full_precision if name not in known]:
+        raise ValueError(f"--full-precision: there is no network {', '.join(unknown)}; there are {', '.join(known)}")
 
 
 def _copy_the_rest(checkpoint: Checkpoint, folder: Path) -> None:
