@@ -311,12 +311,12 @@ class _Halves:
         halves = {description.name: self._spread(description, model) for description in networks}
         overflows = {name for name, spread in halves.items() if not np.isfinite(spread)}
         if overflows:
-            del model
+            _forget(model)
             model = self._load(component).to(torch.bfloat16)
             for description in networks:
                 if description.name in overflows:
                     halves[description.name] = self._spread(description, model) / _BFLOAT16_COARSER
-            del model
+            _forget(model)
             model = self._load(component)
         for name, spread in halves.items():
             if not np.isfinite(spread):

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from safelight.export.checkpoint import open_checkpoint
 from safelight.export.networks import describe
-from safelight.export.proof import load_reference, overflows
+from safelight.export.proof import load_reference, overflows, record
 from safelight.runtime import DiffusionPipeline, cli
-from safelight.runtime.fidelity import FOLDER, Proof
+from safelight.runtime.fidelity import FOLDER, FidelityError, Proof, check
 from safelight.runtime.manifest import file_record, read_manifest
 from safelight.runtime.model_folder import open_model_folder
 
@@ -171,6 +171,10 @@ sys.exit(cli.main(["validate", {str(linear_export)!r}, "--json", {str(file)!r}])
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    anew = program.replace('"--json"', '"--checkpoint"')
+    refused = subprocess.run([sys.executable, "-c", anew], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("safelight: --checkpoint needs: pip install 'safelight[export]'")
     written = json.loads(file.read_text())
     assert written["failures"] == written["unchecked"] == []
     for network in ("text_encoder", "unet", "vae_encoder", "vae_decoder"):
@@ -290,6 +294,47 @@ def test_the_run_is_what_the_pipeline_makes(linear_export: Path) -> None:
     assert origins == reached | examples | {("vae_encoder", "picture")}
 
 
+@pytest.mark.parametrize(
+    ("networks", "run"),
+    [
+        ({"unet"}, None),
+        ({"text_encoder", "vae_decoder"}, None),
+        ({"vae_encoder", "vae_decoder"}, "AutoencoderKL"),
+    ],
+)
+def test_parts_of_a_pipeline_have_the_run_that_they_can_have(
+    linear_export: Path, linear_checkpoint: Path, networks: set[str], run: str | None
+) -> None:
+    folder = open_model_folder(linear_export)
+    proof = record(open_checkpoint(linear_checkpoint), folder, networks=networks, weights_dtype="fp32")
+    assert (proof.run and proof.run.class_name) == run
+    assert {call.network for call in proof.calls} == set(proof.spreads) == networks
+    assert {call.origin for call in proof.calls} == ({"example", "run"} if run else {"example"})
+    assert folder.manifest is not None
+    parts = {name: found for name, found in folder.manifest.components.items() if name in networks}
+    report = check(replace(folder, manifest=replace(folder.manifest, components=parts)), proof)
+    report.raise_for_failure()
+    assert report.run_missing == (None if run else "the folder holds a part of a pipeline")
+    with pytest.raises(FidelityError, match="the proof has no calls of it; make the proof anew with --checkpoint"):
+        check(folder, proof)
+
+
+def test_what_nothing_here_can_run_is_said_so(linear_export: Path) -> None:
+    folder = open_model_folder(linear_export)
+    assert folder.manifest is not None
+    unet = folder.manifest.components["unet"]
+    outputs = [replace(tensor, dtype="bfloat16") for tensor in unet.outputs]
+    components = {**folder.manifest.components, "unet": replace(unet, outputs=outputs)}
+    report = check(
+        replace(folder, manifest=replace(folder.manifest, components=components)), Proof.read(folder), target="onnx"
+    )
+    assert report.failures == []
+    assert report.unchecked == ["unet"]
+    assert report.components["unet"].graphs["onnx"].not_run == "NumPy has no bfloat16"
+    assert report.run_missing == "unet cannot be run here"
+    assert "no run: unet cannot be run here" in str(report)
+
+
 def test_proofs_are_small(linear_export: Path) -> None:
     assert sum(path.stat().st_size for path in (linear_export / FOLDER).iterdir()) < 150_000
 
@@ -352,6 +397,8 @@ def test_an_overflow_is_recorded_where_float32_has_none(
         "vae_encoder": False,
         "vae_decoder": True,
     }
+    spread = found["vae_decoder"]["half_precision"]  # type: ignore[index]  # an eighth of bfloat16's
+    assert 1e-4 < spread < 1e-2
     status, report, _ = validate(tmp_path / "out", capsys)
     assert status == 0
     assert "float16 overflows" in next(line for line in report.splitlines() if line.startswith("vae_decoder"))

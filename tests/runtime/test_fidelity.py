@@ -92,8 +92,8 @@ def test_nothing_escapes_a_sketch() -> None:
         assert view.errors(changed)[1] == pytest.approx(1, rel=1e-4)
         changed.flat[position] = np.nan
         assert view.errors(changed) == (math.inf, math.inf)
-    rolled = np.roll(expected, 1, axis=2)
-    assert view.errors(rolled)[0] > 1
+    for places in (1, 41, 512):  # by 512 every entry meets the sum that it was in
+        assert view.errors(np.roll(expected.ravel(), places).reshape(expected.shape))[0] > 1
 
 
 def test_views_refuse_another_shape_or_kind_and_count_decisions() -> None:
