@@ -342,6 +342,7 @@ def test_proofs_are_small(linear_export: Path) -> None:
 FAMILIES = ["SD2", "SDXL", "REFINER", "LCM", "PIX2PIX", "INPAINTING", "SDXL_INPAINTING", "DEPTH", "CHECKED"]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own, with NumPy 2
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_proven_by_its_own_pipeline(tiny: Callable[[str], tuple[Path, Path]], name: str) -> None:
     export, _ = tiny(name)
