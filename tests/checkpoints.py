@@ -394,13 +394,13 @@ def make_unconditional_checkpoint(name: str, unet: Mapping[str, Any], *, flat: b
 def export_checkpoint(checkpoint: Path, **options: Any) -> Path:
     """The export of a checkpoint, folder or file, made once for each state of the code that makes it.
 
-    Unless `options` say otherwise it is for ONNX Runtime on a CPU, and not validated: the tests do that.
+    Unless `options` say otherwise it is for ONNX Runtime on a CPU.
     """
     from safelight.export.folder import export_model
     from safelight.export.options import ExportOptions
     from safelight.export.source import open_source
 
-    options = {"validate": False, "targets": ("onnxruntime-cpu",), **options}
+    options = {"targets": ("onnxruntime-cpu",), **options}
     code = [*(ROOT / "export").rglob("*.py"), *(ROOT / "reference").glob("*.py"), ROOT / "runtime" / "manifest.py"]
     code += (ROOT / "runtime" / "fidelity").glob("*.py")
     weights = [path for path in [checkpoint, *checkpoint.rglob("*")] if path.suffix in {".safetensors", ".json"}]

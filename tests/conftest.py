@@ -56,8 +56,8 @@ def linear_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def odd_export(odd_checkpoint: Path) -> Path:
-    """The export of `odd_checkpoint`, validated and for every engine."""
-    return checkpoints.export_checkpoint(odd_checkpoint, validate=True, targets=None)
+    """The export of `odd_checkpoint`, for every engine."""
+    return checkpoints.export_checkpoint(odd_checkpoint, targets=None)
 
 
 @pytest.fixture(scope="session")
@@ -123,5 +123,5 @@ def checked_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def checked_export(checked_checkpoint: Path) -> Path:
-    """The export of `checked_checkpoint`, validated."""
-    return checkpoints.export_checkpoint(checked_checkpoint, validate=True)
+    """The export of `checked_checkpoint`."""
+    return checkpoints.export_checkpoint(checked_checkpoint)
