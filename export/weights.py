@@ -4,10 +4,11 @@ An ONNX graph's external data is (file, offset, length); a safetensors file is a
 one file is both, and whoever reads safetensors finds a weight by its name.
 """
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def write_safetensors(
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
     tensors = {}
     told = time.monotonic()
-    with path.open("wb") as file:
+    with path.open("wb") as file, _named(path):
         file.write(len(text).to_bytes(8, "little") + text)
         for name, (dtype, shape) in entries.items():
             tensor = read(name).contiguous()
@@ -160,6 +161,15 @@ def write_safetensors(
                 told = time.monotonic()
                 progress(f"{file.tell() / 1e9:.1f} of {position / 1e9:.1f} GB written")
     return tensors
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Says which file it was that could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

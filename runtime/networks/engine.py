@@ -1,5 +1,6 @@
 """What opens a network, and the configuration beside its graph."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,6 +12,8 @@ from ..backends import Array, Network, backend_module, open_network
 from ..config import FrozenConfig
 from ..model_folder import ModelFolder
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -20,9 +23,17 @@ class Engine:
     device: str = "cpu"
 
     def open(self, folder: ModelFolder, network: str) -> Network:
-        """Opens the graph that suits this engine best."""
-        target = backend_module(self.backend).target(self.device)
-        return open_network(folder.graph(network, target), backend=self.backend, device=self.device)
+        """Opens the graph that suits this engine best, or the canonical one where it cannot open that."""
+        own = folder.graph(network, backend_module(self.backend).target(self.device))
+        try:
+            return open_network(own, backend=self.backend, device=self.device)
+        except ValueError as error:
+            canonical = folder.graph(network)
+            if own == canonical:
+                raise
+            opened = open_network(canonical, backend=self.backend, device=self.device)
+            logger.warning("%s: %s is used in place of %s: %s", network, canonical.name, own.name, error)
+            return opened
 
 
 #: class -> what it takes, in diffusers and transformers, for keys that a checkpoint's `config.json` leaves out

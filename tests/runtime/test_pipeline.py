@@ -209,8 +209,10 @@ def test_a_device_that_is_not_there_leaves_the_pipeline_as_it_was(pipeline: Any)
     assert pipeline.components == parts
 
 
-def test_moving_reopens_the_networks_and_keeps_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Onto a device that is the CPU by another name, for want of another."""
+def test_moving_reopens_the_networks_and_keeps_the_rest(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Onto a device that is the CPU by another name, for want of another: it cannot open the graphs for CUDA."""
     from safelight.runtime.backends import onnxruntime
 
     providers = onnxruntime._providers
@@ -223,6 +225,7 @@ def test_moving_reopens_the_networks_and_keeps_the_rest(monkeypatch: pytest.Monk
         unet, scheduler, tokenizer = pipeline.unet, pipeline.scheduler, pipeline.tokenizer
         assert pipeline.to("cpu:1") is pipeline
         assert pipeline.device == "cpu:1"
+        assert "unet: model.onnx is used in place of model.onnxruntime-cuda.onnx: " in caplog.text
         assert pipeline.scheduler is scheduler
         assert pipeline.tokenizer is tokenizer
         assert pipeline.unet is not unet

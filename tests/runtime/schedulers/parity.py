@@ -55,7 +55,7 @@ def assert_steps_equal(
     ours: Any, theirs: Any, *, channels: int = 4, dtype: type = np.float32, **step_options: Any
 ) -> None:
     """Walks both through their timesteps from the same sample; each step starts from diffusers' result."""
-    np.testing.assert_allclose(ours.timesteps, theirs.timesteps.numpy(), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ours.timesteps, theirs.timesteps.numpy(), rtol=1e-6, atol=1e-5)  # of 1000
     assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=1e-6)
     sample = np.random.default_rng(0).standard_normal(SHAPE).astype(dtype) * dtype(ours.init_noise_sigma)
     generators: dict[str, Any] = {}
