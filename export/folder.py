@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from .component import ComponentTask, export_component
 from .lora import Lora, open_loras
 from .networks import COMPONENT_KINDS
 from .options import ExportOptions
-from .preflight import Shapes, check_disk, check_memory
+from .preflight import Shapes, check_disk, check_memory, count, processes_at_once
 from .proof import prove
 from .staging import Staging, staging
 from .worker import run_apart
@@ -34,6 +36,8 @@ from .worker import run_apart
 PACKAGES = ("safelight", "torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
 Progress = Callable[[str], None]
+#: what a receipt notes of a component, and its files
+Exported = tuple[dict[str, Any], dict[str, FileRecord]]
 
 
 def export_model(
@@ -80,15 +84,14 @@ def export_model(
     with staging(destination, _key(checkpoint, loras, options), progress) as stage:
         done = {name: found for name in shapes if (found := stage.finished(name))}
         check_disk([shapes[name] for name in shapes.keys() - done.keys()], options.storage, destination)
+        for name in done:
+            progress(f"{name}: was finished before")
+        missing = [task for task in tasks if task.component.name not in done]
+        done |= _export_all(missing, stage, processes=processes, progress=progress)
         records: dict[str, ComponentRecord] = {}
         files: dict[str, FileRecord] = {}
-        for task in tasks:
-            name = task.component.name
-            if found := done.get(name):
-                progress(f"{name}: was finished before")
-                note, written = found
-            else:
-                note, written = _exported(task, stage, processes=processes, progress=progress)
+        for name in shapes:
+            note, written = done[name]
             records |= {network: component_record(network, record) for network, record in note.items()}
             files |= written
         _copy_the_rest(checkpoint, stage.folder)
@@ -117,12 +120,37 @@ def validate(
     checkpoint: Checkpoint, folder: Path, loras: Sequence[Lora], options: ExportOptions, *, progress: Progress
 ) -> None:
     """Compares a folder with the reference, and writes what it found into it; see `prove`."""
-    prove(checkpoint, folder, loras=loras, device=options.device, atol=options.atol, progress=progress)
+    prove(
+        checkpoint,
+        folder,
+        loras=loras,
+        device=options.device,
+        atol=options.atol,
+        unchanged=True,
+        progress=progress,
+    )
 
 
-def _exported(
-    task: ComponentTask, stage: Staging, *, processes: bool, progress: Progress
-) -> tuple[dict[str, Any], dict[str, FileRecord]]:
+def _export_all(
+    tasks: Sequence[ComponentTask], stage: Staging, *, processes: bool, progress: Progress
+) -> dict[str, Exported]:
+    """Writes components, several at a time where each has a process of its own."""
+    work = partial(_exported, stage=stage, processes=processes, progress=progress)
+    names = [task.component.name for task in tasks]
+    if not processes:
+        return dict(zip(names, map(work, tasks), strict=True))
+    executor = ThreadPoolExecutor(processes_at_once())
+    try:
+        # the largest is waited for in the end: it begins first
+        started = {task.component.name: executor.submit(work, task) for task in sorted(tasks, key=_size, reverse=True)}
+        for finished in as_completed(started.values()):
+            finished.result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return {name: started[name].result() for name in names}
+
+
+def _exported(task: ComponentTask, stage: Staging, *, processes: bool, progress: Progress) -> Exported:
     """Writes a component into the staging folder, and the receipt that it is whole."""
     name = task.component.name
     stage.discard(task.networks)
@@ -169,6 +197,10 @@ def _shapes(task: ComponentTask) -> Shapes:
     component = task.component
     shapes: Shapes = COMPONENT_KINDS[component.class_name].model.shapes(component.path)
     return shapes
+
+
+def _size(task: ComponentTask) -> int:
+    return count(_shapes(task))
 
 
 def _key(checkpoint: Checkpoint, loras: Iterable[Lora], options: ExportOptions) -> object:

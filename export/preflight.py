@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ _DISK_SLACK = 1.02
 TRACING_BYTES = 1_500_000_000
 #: beside the weights of the network that is compared with its export
 _COMPARING_BYTES = 1_000_000_000
+
+#: a checkpoint has no more components that take long
+_MOST_PROCESSES = 4
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -58,6 +62,13 @@ def check_memory(components: Mapping[str, Shapes], *, validate: bool) -> None:
         way_out = f"; --no-validate takes {_gigabytes(TRACING_BYTES)}" if validate and available > TRACING_BYTES else ""
         doing = f"comparing the {name} with its reference" if validate else "an export"
         raise MemoryError(f"{doing} takes {_gigabytes(needed)} of memory and {_gigabytes(available)} are free{way_out}")
+
+
+def processes_at_once() -> int:
+    """How many components can be exported at a time: a processor and the memory for each."""
+    available = available_memory()
+    fit = _MOST_PROCESSES if available is None else available // TRACING_BYTES
+    return max(1, min(_MOST_PROCESSES, os.cpu_count() or 1, fit))
 
 
 def available_memory() -> int | None:

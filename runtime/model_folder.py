@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,6 +37,8 @@ class ModelFolder:
     class_name: str  # of the pipeline, as diffusers calls it
     index: Mapping[str, Any]  # model_index.json
     manifest: Manifest | None  # None in a folder that another exporter wrote
+    #: files whose hash was right -> their size and time of change then: hashing gigabytes twice is of no use
+    _known: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def components(self) -> list[str]:
@@ -112,6 +114,12 @@ class ModelFolder:
             raise ValueError(f"{self.path}: {network} has no weight {name}: {error}") from error
         return tensor.T if name in record.transposed else tensor
 
+    def trust(self) -> None:
+        """Takes the files for those that were recorded: whoever asks has just recorded them."""
+        for name in self.manifest.files if self.manifest is not None else ():
+            status = self._inside(self.path / name).stat()
+            self._known[name] = status.st_size, status.st_mtime_ns
+
     def verify(self) -> None:
         """Reads every file that the manifest names.
 
@@ -160,14 +168,18 @@ class ModelFolder:
         expected = self.manifest.files.get(name)
         if expected is None:
             raise ValueError(f"{self.path}: the manifest does not record {name}; export it again")
+        status = path.stat()
+        state = status.st_size, status.st_mtime_ns
+        if self._known.get(name) == state:
+            return path
         # sizes first: a truncated file of gigabytes need not be read to be told
-        size = path.stat().st_size
-        found = file_record(path) if size == expected.size else FileRecord(size=size, sha256="")
+        found = file_record(path) if state[0] == expected.size else FileRecord(size=state[0], sha256="")
         if found != expected:
             raise ValueError(
                 f"{path} is not the file that was exported ({found.size} bytes, {expected.size} recorded): "
                 "it is truncated or was changed; export it again"
             )
+        self._known[name] = state
         return path
 
     def _check_foreign(self, weights: Path) -> None:
