@@ -72,6 +72,7 @@ EXPORTERS: Mapping[str, Exporter] = {
         _safelight("--no-validate", "--weights-dtype", "fp16"), Path(sys.executable), "fp16"
     ),
     "safelight": Exporter(_safelight(), Path(sys.executable)),
+    "safelight, weights in fp16": Exporter(_safelight("--weights-dtype", "fp16"), Path(sys.executable), "fp16"),
     "optimum, not validated": Exporter(_optimum, _OPTIMUM / "python"),
     "optimum-cli": Exporter(_optimum_cli, _OPTIMUM / "optimum-cli"),
 }
