@@ -68,9 +68,7 @@ class ModelFolder:
         """
         record = self.manifest.components.get(network) if self.manifest else None
         if record is None:
-            if self.manifest is not None and network in self.manifest.left_out:
-                held = ", ".join(self.manifest.components)
-                raise FileNotFoundError(f"{self.path} holds {held} alone: it was exported without {network}")
+            self._check_part(network)
             if not self.has_graph(network):
                 raise FileNotFoundError(f"{self.path} lacks the component {network}: there is no {network}/{GRAPH}")
             path = self.folder(network) / GRAPH
@@ -90,6 +88,7 @@ class ModelFolder:
             FileNotFoundError: it is not there.
             ValueError: it is no JSON object.
         """
+        self._check_part(component)
         name = f"{component}/config.json"
         recorded = self.manifest is not None and name in self.manifest.files
         return read_json_object(self.file(name) if recorded else self._inside(self.path / name))
@@ -151,6 +150,12 @@ class ModelFolder:
             if name.startswith(f"{component}/") and not name.endswith(_CHECKED_WHEN_OPENED):
                 self.file(name)
         return path
+
+    def _check_part(self, network: str) -> None:
+        """Refuses a network that the export was asked to leave out."""
+        if self.manifest is not None and network in self.manifest.left_out:
+            held = ", ".join(self.manifest.components)
+            raise FileNotFoundError(f"{self.path} holds {held} alone: it was exported without {network}")
 
     def file(self, name: str) -> Path:
         """The path of a file that the manifest names, whose contents are those that it records.

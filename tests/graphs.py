@@ -65,9 +65,10 @@ def traced(class_name: str, config: Mapping[str, Any], dtype: torch.dtype, folde
     description = describe(class_name, "network", complete, {})[part]
     graph = trace(description, build(class_name, complete, dtype))
     transposed = store_transposed(graph, parameters(graph, description))
-    names = [str(value.name) for value in parameters(graph, description)]
+    state = reference.state_dict()
+    shapes = {str(value.name): state[str(value.name)].shape for value in parameters(graph, description)}
     path = folder / "model.onnx_data"
-    weights = write_weights(path, names, reference.state_dict(), transposed=transposed, dtype=dtype)
+    weights = write_weights(path, shapes, state.__getitem__, transposed=transposed, dtype=dtype)
     return Traced(description, reference, graph, weights)
 
 

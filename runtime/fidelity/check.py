@@ -69,7 +69,7 @@ def check(
         components[name] = what.component(name)
     report = Report(components=components, run=None, run_missing=None, backend=backend, device=device)
     if proof.run is None:
-        return replace(report, run_missing="the folder holds a part of a pipeline")
+        return replace(report, run_missing="the folder holds a part of a pipeline, or a UNet that no pipeline calls")
     if report.failures:
         return replace(report, run_missing="a component is not within its limits")
     if report.unchecked:

@@ -103,7 +103,8 @@ class Run:
 def choose_run(folder: ModelFolder, engine: Engine, options: RunOptions) -> Run | None:
     """The run of a folder's own pipeline, for the task that its UNet is made for.
 
-    Of a folder that holds some of a pipeline's components it is the autoencoder's, or None where that is missing too.
+    Of a folder that holds some of a pipeline's components it is the autoencoder's, or None where that is missing too,
+    and where no pipeline can call the UNet.
 
     Args:
         folder: see `Run.picture`.
@@ -115,6 +116,8 @@ def choose_run(folder: ModelFolder, engine: Engine, options: RunOptions) -> Run 
     except (FileNotFoundError, ValueError):  # a component is missing, or all but one
         return _autoencoder_run(folder, engine, options)
     if isinstance(pipeline, UnconditionalPipeline):
+        if "class_labels" in {spec.name for spec in pipeline.unet.network.inputs}:
+            return None  # no pipeline gives such a UNet what it takes
         steps = options.num_inference_steps or STEPS
         return Run(type(pipeline).__name__, {"num_inference_steps": steps, "seed": options.seed})
     assert isinstance(pipeline, TextGuidedPipeline)

@@ -87,7 +87,7 @@ def test_ddim_equals_diffusers(checkpoint: Path, export: Path, options: dict[str
 
 def test_a_raw_checkpoint_is_exported_on_the_way(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_CACHE", str(checkpoints.CACHE / "unconditional"))
-    monkeypatch.setattr(source, "download", lambda name, **_: checkpoint)
+    monkeypatch.setattr(source, "download", lambda name, *_, **options: checkpoint)
     pipeline = DDPMPipeline.from_pretrained("google/ddpm-cat-256", use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     (image,) = pipeline(num_inference_steps=2, seed=0).images

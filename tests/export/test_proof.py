@@ -15,7 +15,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from safelight.export.checkpoint import open_checkpoint
+from safelight.export.folder import export_model
 from safelight.export.networks import describe
+from safelight.export.options import ExportOptions
 from safelight.export.proof import load_reference, overflows, record
 from safelight.runtime import DiffusionPipeline, cli
 from safelight.runtime.fidelity import FOLDER, FidelityError, Proof, check
@@ -210,8 +212,7 @@ def test_only_the_target_asked_for_is_run(folder: Path, capsys: pytest.CaptureFi
     assert "unet, onnx: not run here: --target onnxruntime-cpu was asked for" in report
     status, _, sentence = validate(folder, capsys)
     assert status == 1
-    assert sentence.startswith("unet: ")
-    assert "cannot be opened by ONNX Runtime" in sentence
+    assert "unet/model.onnx is no ONNX graph that can be used: " in sentence
 
 
 @pytest.mark.parametrize(
@@ -314,7 +315,9 @@ def test_parts_of_a_pipeline_have_the_run_that_they_can_have(
     parts = {name: found for name, found in folder.manifest.components.items() if name in networks}
     report = check(replace(folder, manifest=replace(folder.manifest, components=parts)), proof)
     report.raise_for_failure()
-    assert report.run_missing == (None if run else "the folder holds a part of a pipeline")
+    assert report.run_missing == (
+        None if run else "the folder holds a part of a pipeline, or a UNet that no pipeline calls"
+    )
     with pytest.raises(FidelityError, match="the proof has no calls of it; make the proof anew with --checkpoint"):
         check(folder, proof)
 
@@ -323,8 +326,7 @@ def test_what_nothing_here_can_run_is_said_so(linear_export: Path) -> None:
     folder = open_model_folder(linear_export)
     assert folder.manifest is not None
     unet = folder.manifest.components["unet"]
-    outputs = [replace(tensor, dtype="bfloat16") for tensor in unet.outputs]
-    components = {**folder.manifest.components, "unet": replace(unet, outputs=outputs)}
+    components = {**folder.manifest.components, "unet": replace(unet, dtype="bf16")}
     report = check(
         replace(folder, manifest=replace(folder.manifest, components=components)), Proof.read(folder), target="onnx"
     )
@@ -380,11 +382,21 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_overflow_is_no_export_in_half_precision(
-    fails: Callable[..., str], overflowing: Path, tmp_path: Path
+    overflowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sentence = fails(overflowing, tmp_path / "out", "--dtype", "fp16")
+    """Of a network that is too large to be looked at before."""
+    monkeypatch.setattr("safelight.export.component._LOOKED_AT_BELOW", 0)
+    with pytest.raises(FidelityError) as error:
+        export_model(
+            open_checkpoint(overflowing),
+            tmp_path / "out",
+            ExportOptions(dtype="fp16", weights_dtype="fp32", targets=()),
+            processes=False,
+        )
+    sentence = str(error.value)
     assert sentence.startswith("vae_decoder: model.onnx differs from the reference: float16 overflows in the reference")
     assert "compute this network in float32" in sentence
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_overflow_is_recorded_where_float32_has_none(
@@ -403,7 +415,7 @@ def test_an_overflow_is_recorded_where_float32_has_none(
     status, report, _ = validate(tmp_path / "out", capsys)
     assert status == 0
     assert "float16 overflows" in next(line for line in report.splitlines() if line.startswith("vae_decoder"))
-    assert "run of AutoencoderTiny: height 256, width 256" in report
+    assert "run of AutoencoderTiny: height 192, width 192" in report
 
 
 def test_overflows_tells_the_network_that_does(overflowing: Path) -> None:

@@ -111,7 +111,7 @@ def test_it_is_left_out_on_purpose(with_text_encoder: Path, tmp_path: Path, caps
     assert capsys.readouterr().err == ""
     nothing = [None, None]
     assert open_model_folder(out).index == {**index, "safety_checker": nothing, "feature_extractor": nothing}
-    assert {path.name for path in out.iterdir()} == {"model_index.json", "safelight.json", "text_encoder"}
+    assert {path.name for path in out.iterdir()} == {"model_index.json", "safelight.json", "text_encoder", "fidelity"}
 
 
 def test_what_is_for_ip_adapters_is_left_out(with_text_encoder: Path) -> None:

@@ -8,6 +8,7 @@ import doctest
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,11 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def on_the_hub(monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path]) -> None:
-    monkeypatch.setattr(source, "download", lambda name, **_: folders[name])
+    def file(name: str, candidates: Sequence[str]) -> Path:
+        return next(path for path in (folders[name] / candidate for candidate in candidates) if path.is_file())
+
+    monkeypatch.setattr(source, "download", lambda name, *_, **options: folders[name])
+    monkeypatch.setattr(source, "download_file", file)
 
 
 def test_the_page_is_all_there() -> None:

@@ -305,7 +305,7 @@ def component(**changes: Any) -> ComponentFidelity:
 
 
 def report(unet: ComponentFidelity, run: RunFidelity | None = None) -> Report:
-    missing = None if run else "the folder holds a part of a pipeline"
+    missing = None if run else "the folder holds a part of a pipeline, or a UNet that no pipeline calls"
     return Report(components={"unet": unet}, run=run, run_missing=missing, backend="onnxruntime", device="cpu")
 
 
