@@ -83,6 +83,7 @@ def export_model(
     check_memory(shapes, validate=options.validate)
     with staging(destination, _key(checkpoint, loras, options), progress) as stage:
         done = {name: found for name in shapes if (found := stage.finished(name))}
+        stage.clear({name: files for name, (_, files) in done.items()})
         check_disk([shapes[name] for name in shapes.keys() - done.keys()], options.storage, destination)
         for name in done:
             progress(f"{name}: was finished before")
@@ -153,7 +154,6 @@ def _export_all(
 def _exported(task: ComponentTask, stage: Staging, *, processes: bool, progress: Progress) -> Exported:
     """Writes a component into the staging folder, and the receipt that it is whole."""
     name = task.component.name
-    stage.discard(task.networks)
     try:
         if processes:
             records, peak = run_apart(export_component, task, stage.folder, name=name, progress=progress)

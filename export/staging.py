@@ -52,6 +52,23 @@ class Staging:
             pass
         return None
 
+    def clear(self, done: Mapping[str, Iterable[str]]) -> None:
+        """Removes whatever is no file of a finished component: left by another export, or by a run that was stopped.
+
+        Args:
+            done: the files of each finished component.
+        """
+        kept = {_RECEIPTS, *(name.split("/")[0] for files in done.values() for name in files)}
+        receipts = {f"{component}.json" for component in done}
+        stale = [path for path in self.folder.iterdir() if path.name not in kept]
+        if self._receipts.is_dir():
+            stale += [path for path in self._receipts.iterdir() if path.name not in receipts]
+        for path in stale:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
     def discard(self, networks: Iterable[str]) -> None:
         """Removes what a run that did not finish has left of some networks."""
         for name in networks:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,7 +23,9 @@ from safelight.export.networks import NetworkDescription
 from safelight.export.options import ExportOptions
 from safelight.export.staging import Staging, staging
 from safelight.export.trace import trace
+from safelight.export.worker import WorkerError
 from safelight.runtime.manifest import FileRecord, file_record, read_manifest
+from safelight.runtime.model_folder import open_model_folder
 
 OPTIONS = ExportOptions(validate=False, targets=())
 
@@ -152,8 +155,6 @@ def interrupted(source: Path, destination: Path, *, after: str) -> None:
 
 def _only_after(source: Path, first: str) -> object:
     """The checkpoint with a component in front."""
-    from dataclasses import replace
-
     checkpoint = open_checkpoint(source)
     return replace(checkpoint, components=tuple(sorted(checkpoint.components, key=lambda c: c.name != first)))
 
@@ -280,3 +281,39 @@ def test_a_killed_export_goes_on(linear_checkpoint: Path, tmp_path: Path, counte
     assert set(manifest.files) == {
         str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.name != "safelight.json"
     }
+
+
+def test_what_a_run_left_that_was_killed_when_it_compared_is_no_part_of_the_next(
+    text_and_vae: Path, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+
+    def killed(_: object, folder: Path, *rest: object, **options: object) -> None:
+        (folder / "fidelity").mkdir()
+        raise WorkerError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safelight.export.folder.validate", killed)
+        with pytest.raises(WorkerError):
+            export(text_and_vae, out, options=replace(OPTIONS, validate=True))
+    assert {"safelight.json", "fidelity", "tokenizer"} <= {path.name for path in partial.iterdir()}
+    del counted[:]
+    export(text_and_vae, out)
+    assert counted == []
+    manifest = read_manifest(out)
+    assert manifest is not None
+    assert "safelight.json" not in manifest.files
+    open_model_folder(out).verify()
+    assert not (out / "fidelity").exists()
+
+
+def test_a_component_that_the_next_export_leaves_out_is_not_in_it(text_and_vae: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(text_and_vae, out, after="text_encoder")
+    assert (tmp_path / ".out.partial" / "text_encoder").is_dir()
+    export_model(open_checkpoint(text_and_vae, components=["vae"]), out, OPTIONS, processes=False)
+    assert not (out / "text_encoder").exists()
+    manifest = read_manifest(out)
+    assert manifest is not None
+    assert not any(name.startswith("text_encoder/") for name in manifest.files)
