@@ -14,6 +14,7 @@ from safelight.runtime.manifest import ComponentRecord, TensorRecord
 from safelight.runtime.model_folder import CANONICAL, GRAPH
 
 from . import lowering
+from .answers import overflows_on_examples
 from .checkpoint import Component, descriptions
 from .lora import Lora, fused
 from .lowering.precision import float32_borders
@@ -21,7 +22,6 @@ from .networks import COMPONENT_KINDS, NetworkDescription, build
 from .opset import CANONICAL_OPSET
 from .options import DTYPES, ExportOptions
 from .preflight import count
-from .proof import overflows_on_examples
 from .trace import parameters, trace
 from .weights import WEIGHTS_NAME, WeightFile, bind, store_transposed, write_weights
 

@@ -32,15 +32,10 @@ class TensorDescription:
     below: int | None = None  # of integers: random examples lie in [0, below)
     spread: float = 1.0  # the standard deviation of random examples
 
-    def example(self, sizes: Mapping[str, int], *, device: str, dtype: torch.dtype, seed: int = 0) -> Tensor:
-        """Random values of the right kind, the free dimensions taken from `sizes`."""
+    def without_values(self, sizes: Mapping[str, int], dtype: torch.dtype) -> Tensor:
+        """A tensor on the meta device, the free dimensions taken from `sizes`; `dtype` is the network's."""
         shape = [sizes[dimension] if isinstance(dimension, str) else dimension for dimension in self.shape]
-        if device == "meta":
-            return torch.empty(shape, dtype=self.dtype or dtype, device=device)
-        generator = torch.Generator().manual_seed(seed)
-        if self.below is not None:
-            return torch.randint(0, self.below, shape, generator=generator).to(self.dtype or dtype)
-        return (self.spread * torch.randn(shape, generator=generator)).to(self.dtype or dtype)
+        return torch.empty(shape, dtype=self.dtype or dtype, device="meta")
 
 
 @dataclass(frozen=True)

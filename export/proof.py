@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from safelight.reference.checkpoint import read_config
-from safelight.reference.half_precision import round_weights, sums_in_float32
+from safelight.reference.half_precision import round_weights
 from safelight.runtime.backends import Array, TensorSpec
 from safelight.runtime.fidelity import (
     PROOF,
     TENSORS,
     AnsweringEngine,
-    Example,
     FidelityError,
     OneAtATime,
     Proof,
@@ -39,16 +37,16 @@ from safelight.runtime.image_input import preprocess_image
 from safelight.runtime.manifest import file_record
 from safelight.runtime.model_folder import ModelFolder, open_model_folder
 
-from .checkpoint import Checkpoint, Component
-from .lora import Lora, fused
-from .networks import COMPONENT_KINDS, NetworkDescription, TensorDescription, describe
+from .answers import Answers, Inputs, examples_of, forget, load_reference
+from .checkpoint import Checkpoint, descriptions
+from .lora import Lora
+from .networks import NetworkDescription, TensorDescription
+from .options import DTYPES
 
 Progress = Callable[[str], None]
-Inputs = Mapping[str, Array]
 
 #: how much coarser bfloat16 is than float16
 _BFLOAT16_COARSER = 8
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _PACKAGES = ("torch", "numpy", "safelight")
 
 
@@ -84,7 +82,8 @@ def prove(
     opened = open_model_folder(folder)
     if unchanged:
         opened.trust()
-    opened.verify()
+    else:
+        opened.verify()
     assert opened.manifest is not None
     proof = record(
         checkpoint,
@@ -128,19 +127,19 @@ def record(
         progress: told one line at each stage.
     """
     components = {component.name: component for component in checkpoint.components}
-    descriptions = {
+    described = {
         description.name: description
         for component in components.values()
-        for description in _describe(component, checkpoint.index)
+        for description in descriptions(component, checkpoint.index)
         if description.name in networks
     }
-    signatures = {name: _signature(description) for name, description in descriptions.items()}
+    signatures = {name: _signature(description) for name, description in described.items()}
 
     def load(component: str) -> nn.Module:
         progress(f"{component}: reading the reference's weights")
         return load_reference(components[component], loras)
 
-    recorder = _Recorder(descriptions, load)
+    recorder = _Recorder(described, load)
     engine = AnsweringEngine("reference", signatures=signatures, call=recorder.run)
     run = choose_run(folder, engine, options or RunOptions())
     picture = None
@@ -150,7 +149,7 @@ def record(
         recorder.look_at(picture)
     recorder.rest()
 
-    halves = _Halves(descriptions, load, recorder.calls, _DTYPES[weights_dtype])
+    halves = _Halves(described, load, recorder.calls, DTYPES[weights_dtype])
     run_spread = None
     if run is not None and picture is not None:
         progress(f"run of {run.class_name} in half precision")
@@ -166,57 +165,6 @@ def record(
     )
 
 
-def load_reference(component: Component, loras: Sequence[Lora]) -> nn.Module:
-    """A component's reference, in float32 on the CPU, with LoRAs fused into its weights."""
-    kind = COMPONENT_KINDS[component.class_name].model
-    weights = fused(kind.open_weights(component.path, variant=component.variant), component.name, loras)
-    reference: nn.Module = kind.from_weights(read_config(component.path), weights)
-    return reference
-
-
-def overflows(description: NetworkDescription, model: nn.Module, calls: Sequence[Inputs]) -> bool:
-    """Whether a network's float16 is infinite or NaN for some inputs.
-
-    Args:
-        description: of the network.
-        model: the component's module, in float32; its weights are float16 afterwards.
-        calls: the inputs of each call.
-    """
-    half = _Answers(description, model.to(torch.float16))
-    return not all(np.isfinite(output).all() for inputs in calls for output in half(inputs).values())
-
-
-def overflows_on_examples(component: Component, description: NetworkDescription, loras: Sequence[Lora]) -> bool:
-    """Whether a network's float16 is infinite or NaN for random inputs of the sizes that it is checked at."""
-    examples = (_examples(description, sizes, seed) for seed, sizes in enumerate(description.check_sizes))
-    calls = [{name: example.array() for name, example in inputs.items()} for inputs in examples]
-    return overflows(description, load_reference(component, loras), calls)
-
-
-def _describe(component: Component, pipeline: Mapping[str, Any]) -> list[NetworkDescription]:
-    config = COMPONENT_KINDS[component.class_name].model.config_class.from_dict(read_config(component.path)).to_dict()
-    return describe(component.class_name, component.name, config, pipeline)
-
-
-class _Answers:
-    """One network of a module: arrays in, all its outputs out, in the module's dtype within and float32 outside."""
-
-    def __init__(self, description: NetworkDescription, model: nn.Module) -> None:
-        self._description = description
-        self._part = description.module(model)
-        self._dtype = next(model.parameters()).dtype
-
-    def __call__(self, inputs: Inputs) -> dict[str, Array]:
-        tensors = [_tensor(tensor, inputs[tensor.name], self._dtype) for tensor in self._description.inputs]
-        with torch.inference_mode(), sums_in_float32():
-            results = self._part(*tensors)
-        results = results if isinstance(results, tuple) else (results,)
-        return {
-            tensor.name: (result.float() if result.is_floating_point() else result).numpy()
-            for tensor, result in zip(self._description.outputs, results, strict=True)
-        }
-
-
 class _Recorder:
     """The reference, whose calls are kept. When a component is read, it first answers its examples."""
 
@@ -224,7 +172,7 @@ class _Recorder:
         self.calls: list[RecordedCall] = []
         self._descriptions = descriptions
         self._load = load
-        self._models = OneAtATime(self._opened, _forget)
+        self._models = OneAtATime(self._opened, forget)
         self._exemplified: set[str] = set()
 
     def run(self, name: str, inputs: Inputs) -> dict[str, Array]:
@@ -252,14 +200,14 @@ class _Recorder:
             self._exemplified.add(component)
             for description in _of(component, self._descriptions):
                 for seed, sizes in enumerate(description.check_sizes):
-                    examples = _examples(description, sizes, seed)
+                    examples = examples_of(description, sizes, seed)
                     arrays = {name: example.array() for name, example in examples.items()}
-                    self._keep(description.name, "example", examples, _Answers(description, model)(arrays))
+                    self._keep(description.name, "example", examples, Answers(description, model)(arrays))
         return model
 
     def _recorded(self, name: str, origin: Any, inputs: Inputs) -> dict[str, Array]:
         description = self._descriptions[name]
-        found = _Answers(description, self._models(description.component))(inputs)
+        found = Answers(description, self._models(description.component))(inputs)
         self._keep(name, origin, {name: value.copy() for name, value in inputs.items()}, found)
         return found
 
@@ -283,12 +231,12 @@ class _Halves:
         self._load = load
         self._calls = calls
         self._weights_dtype = weights_dtype
-        self._models = OneAtATime(self._opened, _forget)
+        self._models = OneAtATime(self._opened, forget)
 
     def run(self, name: str, inputs: Inputs) -> dict[str, Array]:
         """A call of the run: in float16, or in float32 where that overflows."""
         description = self._descriptions[name]
-        return _Answers(description, self._models(description.component))(inputs)
+        return Answers(description, self._models(description.component))(inputs)
 
     def rest(self) -> None:
         """Measures the spread of every component that was not read yet."""
@@ -309,18 +257,18 @@ class _Halves:
         if self._weights_dtype != torch.float32 and round_weights(model, self._weights_dtype):
             weights = {description.name: self._spread(description, model) for description in networks}
             if self._weights_dtype != torch.float16:
-                _forget(model)
+                forget(model)
                 model = self._load(component)
         model = model.to(torch.float16)
         halves = {description.name: self._spread(description, model) for description in networks}
         overflows = {name for name, spread in halves.items() if not np.isfinite(spread)}
         if overflows:
-            _forget(model)
+            forget(model)
             model = self._load(component).to(torch.bfloat16)
             for description in networks:
                 if description.name in overflows:
                     halves[description.name] = self._spread(description, model) / _BFLOAT16_COARSER
-            _forget(model)
+            forget(model)
             model = self._load(component)
         for name, spread in halves.items():
             if not np.isfinite(spread):
@@ -330,7 +278,7 @@ class _Halves:
 
     def _spread(self, description: NetworkDescription, model: nn.Module) -> float:
         """The largest relative error over a network's calls; decisions apart."""
-        answers = _Answers(description, model)
+        answers = Answers(description, model)
         errors = [0.0]
         for call in self._calls:
             if call.network == description.name:
@@ -360,16 +308,6 @@ def _run_spread(
     return RunSpread(drift=drift(run_latents(kept), run_latents(calls)), psnr=psnr(found, picture))
 
 
-def _examples(description: NetworkDescription, sizes: Mapping[str, int], seed: int) -> dict[str, Example]:
-    """Random inputs of these sizes."""
-    examples = {}
-    for position, tensor in enumerate(description.inputs):
-        shape = tuple(sizes[side] if isinstance(side, str) else side for side in tensor.shape)
-        dtype = "int64" if tensor.dtype == torch.int64 else "float32"
-        examples[tensor.name] = Example(shape, 100 * seed + position, dtype, tensor.below, tensor.spread)
-    return examples
-
-
 def _pixels(picture: Array) -> Array:
     """A picture as an autoencoder takes it: (1, channels, height, width), float32 in [-1, 1]."""
     return preprocess_image(picture[None].astype(np.float32) / 255, factor=1)
@@ -377,11 +315,6 @@ def _pixels(picture: Array) -> Array:
 
 def _of(component: str, descriptions: Mapping[str, NetworkDescription]) -> list[NetworkDescription]:
     return [description for description in descriptions.values() if description.component == component]
-
-
-def _tensor(tensor: TensorDescription, array: Array, dtype: torch.dtype) -> Tensor:
-    value = torch.from_numpy(np.array(array))  # a copy, which torch may write to
-    return value.to(tensor.dtype or dtype)
 
 
 def _signature(description: NetworkDescription) -> Signature:
@@ -394,9 +327,3 @@ def _specs(tensors: Sequence[TensorDescription]) -> tuple[TensorSpec, ...]:
         TensorSpec(tensor.name, torch.empty(0, dtype=tensor.dtype or torch.float32).numpy().dtype, tensor.shape)
         for tensor in tensors
     )
-
-
-def _forget(model: nn.Module) -> None:
-    """Drops a module's weights, whoever still holds the module."""
-    for parameter in model.parameters():
-        parameter.data = torch.empty(0)

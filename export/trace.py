@@ -35,9 +35,7 @@ def trace(description: NetworkDescription, model: nn.Module) -> ir.Model:
         reference's name. `Attention` has rank-4 inputs; group norms are `GroupNormalization`.
     """
     dtype = next(model.parameters()).dtype
-    examples = tuple(
-        tensor.example(description.trace_sizes, device="meta", dtype=dtype) for tensor in description.inputs
-    )
+    examples = tuple(tensor.without_values(description.trace_sizes, dtype) for tensor in description.inputs)
     free = tuple(
         {axis: torch.export.Dim.DYNAMIC for axis, dimension in enumerate(tensor.shape) if isinstance(dimension, str)}
         for tensor in description.inputs

@@ -3,6 +3,7 @@
 `make test-full`. With SAFELIGHT_RECORD=FILE the counts are written there (benchmarks/results/full-shape.json).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -11,6 +12,7 @@ import torch
 from graphs import operators
 from recorded import record
 
+from safelight.benchmarks.published import SHAPES
 from safelight.export import lowering
 from safelight.export.networks import COMPONENT_KINDS, build, describe
 from safelight.export.trace import parameters, trace
@@ -18,39 +20,16 @@ from safelight.export.weights import store_transposed
 
 pytestmark = pytest.mark.full_shape
 
-SD_1_5: dict[str, Any] = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-}
 # every resnet has two group norms, each with a SiLU; so has the way out, and every transformer a group norm without
 CASES = [
-    ("Stable Diffusion 1.5, UNet", SD_1_5, 22, 16, 16),
-    ("SDXL, UNet", SDXL, 17, 11, 70),
+    ("Stable Diffusion 1.5, UNet", "sd15", 22, 16, 16),
+    ("SDXL, UNet", "sdxl", 17, 11, 70),
 ]
 
 
-@pytest.mark.parametrize(("name", "config", "resnets", "transformers", "layers"), CASES)
-def test_counts(name: str, config: dict[str, Any], resnets: int, transformers: int, layers: int) -> None:
-    graph = canonical(config)
+@pytest.mark.parametrize(("name", "shape", "resnets", "transformers", "layers"), CASES)
+def test_counts(name: str, shape: str, resnets: int, transformers: int, layers: int) -> None:
+    graph = canonical(SHAPES[shape].networks["unet"][1])
     norms, attentions, convolutions = 2 * resnets + transformers + 1, 2 * layers, operators(graph)["Conv"]
     expected = {
         "onnxruntime-cpu": {"Attention": attentions, "GroupNormalization": norms},
@@ -74,7 +53,7 @@ def test_counts(name: str, config: dict[str, Any], resnets: int, transformers: i
     record(name, lowered=counts)
 
 
-def canonical(config: dict[str, Any]) -> ir.Model:
+def canonical(config: Mapping[str, Any]) -> ir.Model:
     """The graph in float16."""
     with torch.device("meta"):
         complete = COMPONENT_KINDS["UNet2DConditionModel"].model.from_config(config).config.to_dict()

@@ -14,11 +14,12 @@ import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 
+from safelight.export.answers import load_reference, overflows
 from safelight.export.checkpoint import open_checkpoint
 from safelight.export.folder import export_model
 from safelight.export.networks import describe
 from safelight.export.options import ExportOptions
-from safelight.export.proof import load_reference, overflows, record
+from safelight.export.proof import record
 from safelight.runtime import DiffusionPipeline, cli
 from safelight.runtime.fidelity import FOLDER, FidelityError, Proof, check
 from safelight.runtime.manifest import file_record, read_manifest
