@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from safelight.export.peak_memory import peak_memory
+
 from .case import Case
 from .contenders import CONTENDERS
 
@@ -22,21 +24,11 @@ def main(name: str, case_json: str, runs: int, folder: Path) -> None:
         from PIL import Image
 
         Image.fromarray((picture.image * 255).round().astype(np.uint8)).save(folder / "picture.png")
-        (folder / "memory.json").write_text(json.dumps(_peak_memory()))
+        (folder / "memory.json").write_text(json.dumps(peak_memory()))
         return
     seconds = [generate().seconds for _ in range(runs)]
     np.save(folder / "image.npy", picture.image)
     (folder / "seconds.json").write_text(json.dumps(seconds))
-
-
-def _peak_memory() -> int | None:
-    """The most resident bytes that this process had, as Linux counts them; None elsewhere.
-
-    Not `ru_maxrss`, which a process inherits: it is never less than what the parent had when it started this one.
-    """
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from collections.abc import Callable
 from typing import Any
 
 from safelight.runtime.fidelity import FidelityError
+
+from .peak_memory import peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +128,7 @@ def _main() -> None:
             kind = next(name for name in (type(error).__name__, *_ERRORS) if isinstance(error, _ERRORS.get(name, ())))
             _say(error=kind, arguments=_arguments(error))
             return
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    _say(result=base64.b64encode(pickle.dumps(result)).decode(), peak=peak)
+    _say(result=base64.b64encode(pickle.dumps(result)).decode(), peak=peak_memory())
 
 
 def _arguments(error: BaseException) -> list[Any]:
