@@ -11,7 +11,7 @@ from .proof import Spread
 #: what a manifest calls a dtype
 _ARITHMETIC = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 #: how many times the reference's own float16 spread an error may be, by the dtype of the arithmetic
-SPREADS_ALLOWED: Mapping[str, float] = {"float32": 1 / 128, "float16": 3.0, "bfloat16": 24.0}
+SPREADS_ALLOWED: Mapping[str, float] = {"float32": 1 / 32, "float16": 3.0, "bfloat16": 24.0}
 #: the same of the run's drift, which small differences add up to
 DRIFTS_ALLOWED: Mapping[str, float] = {"float32": 1 / 16, "float16": 4.0, "bfloat16": 32.0}
 #: no limit is above this: an output of zeros has an error of 1
