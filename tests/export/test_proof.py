@@ -120,7 +120,7 @@ def test_wrong_weights_are_found_and_the_network_named(
     ("network", "operator", "factor"),
     [
         ("text_encoder", "LayerNormalization", 10),
-        ("unet", "GroupNormalization", 10),
+        ("unet", "GroupNormalization", 100),
         ("unet", "LayerNormalization", 100),
         ("vae_encoder", "GroupNormalization", 10),
     ],
@@ -185,7 +185,7 @@ sys.exit(cli.main(["validate", {str(linear_export)!r}, "--json", {str(file)!r}])
         assert found["limit"] == found["half_precision"] / 32
         assert {"onnx", "onnxruntime-cpu"} == set(found["graphs"])
         for graph in found["graphs"].values():
-            assert 0 < graph["relative_error"] < found["limit"] < 1e-4
+            assert 0 < graph["relative_error"] < found["limit"] < 2e-4
         assert network in result.stdout
     run = written["run"]
     assert len(run["drift"]) == len(run["half_precision_drift"]) == 7  # PNDM evaluates once more than it steps
