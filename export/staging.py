@@ -7,18 +7,14 @@ next one of the same export keeps each component that was finished, which a rece
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safelight.runtime.folder_lock import locked_folder
 from safelight.runtime.manifest import FileRecord, file_record
-
-if sys.platform != "win32":  # there, two exports into one place are not kept apart
-    import fcntl
 
 _RECEIPTS = ".finished"
 
@@ -108,7 +104,7 @@ def staging(destination: Path, key: object, progress: Progress) -> Iterator[Stag
     destination.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     folder = destination.parent / f".{destination.name}.partial"
-    with _alone(folder, progress):
+    with locked_folder(folder, waits=lambda: progress(f"waiting for another export into {destination.parent}")):
         stage = Staging(folder, digest)
         try:
             check_destination(destination)
@@ -134,26 +130,3 @@ def check_destination(destination: Path) -> None:
     if destination.exists():
         kind = "has other content" if destination.is_dir() else "is a file"
         raise FileExistsError(f"{destination} {kind}; name a folder that is new or empty")
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, progress: Progress) -> Iterator[None]:
-    """Makes a folder, and lets one process at a time into it; the system opens the lock when a process dies."""
-    if sys.platform == "win32":
-        folder.mkdir(exist_ok=True)
-        yield
-        return
-    while True:
-        folder.mkdir(exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress(f"waiting for another export into {folder.parent}")
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
-                yield
-                return
-        finally:
-            os.close(handle)

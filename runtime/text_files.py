@@ -41,7 +41,15 @@ def read_json(path: Path, *, limit: int = LARGEST_CONFIGURATION) -> Any:
         ValueError: it cannot be read (see `read_text`), is no JSON, has a key twice or a number that no float can hold,
             or is nested more deeply than can be read.
     """
-    content = _content(path, limit)
+    return parse_json(_content(path, limit), path)
+
+
+def parse_json(content: bytes, path: Path) -> Any:
+    """The value of a JSON file whose content was read; see `read_json`.
+
+    Raises:
+        ValueError: it is none; the message names the path.
+    """
     try:
         return json.loads(
             content.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer, parse_constant=_constant
