@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from safelight.runtime.backends import COMPILED
 from safelight.runtime.fidelity import Proof, Report, RunOptions, check
 from safelight.runtime.model_folder import ModelFolder, open_model_folder
 
@@ -21,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
     parser.add_argument("--backend", default="onnxruntime", help="(default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--engines", type=Path, metavar="DIR", help="where safelight build has put them (default: the cache)"
+    )
     parser.add_argument("--target", help="run the graphs of this target alone, such as onnx (default: all that can be)")
     parser.add_argument("--atol", type=float, help="largest absolute error that passes (default: limits of the proof)")
     parser.add_argument(
@@ -54,6 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if chosen and arguments.checkpoint is None:
         raise ValueError("the run is the proof's: another prompt, size, seed or number of steps needs --checkpoint")
+    if arguments.checkpoint is not None and arguments.backend in COMPILED:
+        raise ValueError(
+            f"a proof is made with the folder's graphs: --checkpoint without --backend {arguments.backend}"
+        )
     folder.verify()
     if arguments.checkpoint is not None:
         _record(folder, arguments, RunOptions(**chosen))
@@ -63,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         Proof.read(folder),
         backend=arguments.backend,
         device=arguments.device,
+        engines=arguments.engines,
         target=arguments.target,
         atol=arguments.atol,
         progress=_progress,

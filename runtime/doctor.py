@@ -9,14 +9,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .backends import BACKENDS, backend_module
+from .backends import BACKENDS, COMPILED, ON_GPU, backend_module
+from .engines.store import default_store
 from .model_folder import open_model_folder
 from .networks import Engine, open_unet
 from .source import bundled_model, cache_folder
 
 SUMMARY = "show what is installed, which backends work here, and how to mend what does not"
 
-PACKAGES = ("numpy", "tokenizers", "safetensors", "huggingface_hub", "pillow", "tqdm", "onnxruntime", "onnxruntime-gpu")
+PACKAGES = (
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "pillow",
+    "tqdm",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu12",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+)
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "bench": ("torch", "diffusers", "transformers"),
@@ -97,30 +109,48 @@ def _backend(name: str) -> Finding:
         detail = backend_module(name).describe()
     except ModuleNotFoundError as error:
         return Finding(f"backend {name}", False, "not installed", str(error))
+    except ImportError as error:
+        return Finding(f"backend {name}", False, "cannot be imported", str(error))
+    if name in COMPILED:
+        return _compiled(name, detail)
+    return _tried(f"backend {name}", detail, Engine(name, "cuda" if name in ON_GPU else "cpu"))
+
+
+def _compiled(name: str, detail: str) -> Finding:
+    """A backend that runs compiled engines: works where there is a GPU for them."""
+    from .backends.tensorrt.cuda import CudaError
+    from .backends.tensorrt.device import describe_devices
+
     try:
-        unet = open_unet(open_model_folder(bundled_model()), Engine(name))
-        channels, width = int(unet.config["in_channels"]), int(unet.config["cross_attention_dim"])
-        sample = unet(np.zeros((1, channels, 8, 8)), 1.0, np.zeros((1, 4, width))).sample
-        unet.close()
-    except (OSError, RuntimeError, ValueError) as error:
-        return Finding(f"backend {name}", False, f"{detail}; fails on the bundled model: {error}", "report this")
-    works = bool(np.isfinite(sample).all())
-    return Finding(f"backend {name}", works, f"{detail}; runs the bundled model" if works else f"{detail}; gives NaN")
+        gpus = describe_devices()
+    except CudaError as error:
+        return Finding(f"backend {name}", False, f"{detail}; {error}", "engines can be built here, not run")
+    engines = f"{len(default_store().names())} engines in {default_store().folder}"
+    return Finding(f"backend {name}", True, f"{detail}; {', '.join(gpus)}; {engines}")
 
 
 def _cuda() -> Finding:
+    """Does the same with ONNX Runtime on a GPU."""
     try:
-        module = backend_module("onnxruntime")
+        detail = backend_module("onnxruntime").describe()
     except ModuleNotFoundError:
         return Finding("device cuda", False, "onnxruntime is not installed", "pip install 'safelight[gpu]'")
-    if "CUDA" in module.describe():
-        return Finding("device cuda", True, "this build of ONNX Runtime has CUDA")
-    return Finding(
-        "device cuda",
-        False,
-        "this build of ONNX Runtime has no CUDA",
-        "with an NVIDIA GPU: pip uninstall onnxruntime && pip install 'safelight[gpu]'",
-    )
+    return _tried("device cuda", detail, Engine("onnxruntime", "cuda"))
+
+
+def _tried(subject: str, detail: str, engine: Engine) -> Finding:
+    """Whether an engine runs the bundled UNet."""
+    try:
+        unet = open_unet(open_model_folder(bundled_model()), engine)
+        channels, width = int(unet.config["in_channels"]), int(unet.config["cross_attention_dim"])
+        sample = unet(np.zeros((1, channels, 8, 8)), 1.0, np.zeros((1, 4, width))).sample
+        unet.close()
+    except (MemoryError, OSError, RuntimeError, ValueError) as error:
+        if engine.device != "cpu":  # what is missing, and what to install, or that there is no GPU
+            return Finding(subject, False, detail, str(error))
+        return Finding(subject, False, f"{detail}; fails on the bundled model: {error}", "report this")
+    works = bool(np.isfinite(sample).all())
+    return Finding(subject, works, f"{detail}; runs the bundled model" if works else f"{detail}; gives NaN")
 
 
 def _cache() -> Finding:

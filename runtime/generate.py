@@ -116,6 +116,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-safety-checker", action="store_true", help="give pictures back without looking at them")
     parser.add_argument("--backend", default="onnxruntime", help="(default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--engines", type=Path, metavar="DIR", help="where safelight build has put them (default: the cache)"
+    )
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
 
 
@@ -130,6 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
         request.parameters,
         backend=arguments.backend,
         device=arguments.device,
+        engines=arguments.engines,
         safety_checker=not arguments.no_safety_checker,
     )
     timings = {"open": perf_counter() - started}
@@ -201,16 +205,20 @@ class Request:
         return _slug("") if self.parameters.get("prompt_embeds") is None else "embeddings"
 
 
-def open_pipeline(
-    parameters: Mapping[str, Any], *, backend: str, device: str, safety_checker: bool = True
-) -> DiffusionPipeline:
-    """The pipeline that a picture's parameters name, with their scheduler."""
+def open_pipeline(parameters: Mapping[str, Any], *, safety_checker: bool = True, **engine: Any) -> DiffusionPipeline:
+    """The pipeline that a picture's parameters name, with their scheduler.
+
+    Args:
+        parameters: of the picture.
+        safety_checker: whether the model's own looks at the pictures.
+        **engine: `backend`, `device` and `engines`, of `DiffusionPipeline.from_pretrained`.
+    """
     model = parameters["model"]
     path = bundled_model() if model == BUNDLED else model
     parts: dict[str, Any] = {} if safety_checker else {"safety_checker": None}
     if "vae" in parameters:
-        parts["vae"] = open_autoencoder(parameters["vae"], backend=backend, device=device)
-    pipeline = DiffusionPipeline.from_pretrained(path, backend=backend, device=device, **parts)
+        parts["vae"] = open_autoencoder(parameters["vae"], **engine)
+    pipeline = DiffusionPipeline.from_pretrained(path, **engine, **parts)
     takes = inspect.signature(pipeline.__call__).parameters
     if parameters.get("mask_image") is not None:
         pipeline = AutoPipelineForInpainting.from_pipe(pipeline)

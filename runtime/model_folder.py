@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .graph_check import check_graph
 from .manifest import MANIFEST_NAME, FileRecord, Manifest, file_record, read_manifest
 from .text_files import read_json_object
+from .weight_file import WeightFile
 
 MODEL_INDEX = "model_index.json"
 GRAPH = "model.onnx"
@@ -94,24 +95,30 @@ class ModelFolder:
         return read_json_object(self.file(name) if recorded else self._inside(self.path / name))
 
     def tensor(self, network: str, name: str) -> NDArray[Any]:
-        """One weight of a network, by the reference's name, as it is stored.
+        """One weight of a network, by the reference's name, as the checkpoint has it; bfloat16 as float32.
 
         Raises:
             ValueError: the network's weights are not in a safetensors file, or the tensor is not among them.
         """
-        from safetensors import SafetensorError, safe_open  # 25 ms to import, and rarely needed
+        weights = self.weights(network)
+        if name not in weights:
+            raise ValueError(f"{self.path}: {network} has no weight {name}: its file has {len(weights)} others")
+        assert self.manifest is not None
+        return weights[name].T if name in self.manifest.components[network].transposed else weights[name]
 
+    def weights(self, network: str) -> WeightFile:
+        """The weights of a network as its graphs read them: by the reference's names, in the layout of the file.
+
+        Raises:
+            FileNotFoundError: the file is missing.
+            ValueError: the network has no such file, or it is another one than was exported.
+        """
         record = self.manifest.components.get(network) if self.manifest else None
         if record is None:
             raise ValueError(
                 f"{self.path}: {network} was not exported by safelight, its weights cannot be read by name"
             )
-        try:
-            with safe_open(self.file(record.weights), framework="numpy") as file:
-                tensor: NDArray[Any] = file.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{self.path}: {network} has no weight {name}: {error}") from error
-        return tensor.T if name in record.transposed else tensor
+        return WeightFile(self.file(record.weights))
 
     def trust(self) -> None:
         """Takes the files for those that were recorded: whoever asks has just recorded them."""

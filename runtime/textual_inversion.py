@@ -234,6 +234,11 @@ def keep_textual_inversions(
 
 def _open(folder: ModelFolder, engine: Engine, component: str, rows: Sequence[int], vectors: Array) -> Network:
     """The network of a text encoder with other vectors in some rows of its matrix of token embeddings."""
+    if engine.compiled:
+        raise ValueError(
+            f"the {engine.backend} backend cannot be taught a word: its text encoder is compiled; "
+            "use backend='onnxruntime' with textual inversions"
+        )
     matrix = np.array(folder.tensor(component, TOKEN_EMBEDDING))  # (vocabulary, width)
     with np.errstate(over="ignore"):
         matrix[list(rows)] = vectors

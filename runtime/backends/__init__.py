@@ -8,10 +8,22 @@ from typing import Any
 
 from .protocol import Array, Network, TensorSpec
 
-__all__ = ["BACKENDS", "Array", "Network", "TensorSpec", "backend_module", "open_network"]
+__all__ = ["BACKENDS", "COMPILED", "ON_GPU", "Array", "Network", "TensorSpec", "backend_module", "open_network"]
 
 #: name -> the module that implements it: `open_network(graph, device=...)`, `target(device)`, `describe()`
-BACKENDS: Mapping[str, str] = MappingProxyType({"onnxruntime": ".onnxruntime"})
+BACKENDS: Mapping[str, str] = MappingProxyType(
+    {
+        "onnxruntime": ".onnxruntime",
+        "onnxruntime-tensorrt": ".onnxruntime.tensorrt",
+        "onnxruntime-tensorrt-rtx": ".onnxruntime.tensorrt_rtx",
+        "tensorrt": ".tensorrt.standard",
+        "tensorrt-rtx": ".tensorrt.rtx",
+    }
+)
+#: those that run no graph but what was compiled of it: `open_engine(folder, network, device=..., engines=...)`
+COMPILED = ("tensorrt", "tensorrt-rtx")
+#: those that run on a GPU alone
+ON_GPU = ("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx", *COMPILED)
 
 
 def backend_module(backend: str) -> Any:
@@ -42,10 +54,13 @@ def open_network(
         initializers: weights by name, to use in place of those in the graph's weight file; of their shape and dtype.
 
     Raises:
-        ValueError: an unknown backend or device, a graph that the engine cannot open, or initializers that do not fit.
+        ValueError: an unknown backend or device, one that opens no graphs, a graph that the engine cannot open, or
+            initializers that do not fit.
         FileNotFoundError: there is no such graph.
         ModuleNotFoundError: the engine is not installed.
     """
+    if backend in COMPILED:
+        raise ValueError(f"the {backend} backend runs engines, which safelight build compiles, and cannot open {graph}")
     options = {} if initializers is None else {"initializers": initializers}  # a backend may do without
     network: Network = backend_module(backend).open_network(graph, device=device, **options)
     return network

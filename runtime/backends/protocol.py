@@ -61,6 +61,19 @@ class Network(Protocol):
         ...
 
 
+def checked_outputs(network: str, specs: Sequence[TensorSpec], outputs: Sequence[str] | None) -> list[str]:
+    """The outputs wanted: those that were asked for, or all.
+
+    Raises:
+        ValueError: the network has no output of a name.
+    """
+    known = [spec.name for spec in specs]
+    wanted = known if outputs is None else list(outputs)
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"{network}: unknown output {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    return wanted
+
+
 def checked_inputs(network: str, specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The inputs as the network takes them: every name present, shapes fitting, dtypes cast, memory contiguous.
 

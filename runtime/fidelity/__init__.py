@@ -5,7 +5,7 @@ from .examples import Example
 from .networks import AnsweringEngine, CallNetwork, OneAtATime, Signature
 from .picture import psnr, ssim
 from .proof import FOLDER, PROOF, TENSORS, Proof, RecordedCall, RunSpread, Spread
-from .report import FidelityError, Report, graph_name
+from .report import FidelityError, Report, engine_arithmetic, graph_name, limit
 from .run import Run, RunOptions, choose_run
 from .view import View
 
@@ -30,7 +30,9 @@ __all__ = [
     "check",
     "choose_run",
     "drift",
+    "engine_arithmetic",
     "graph_name",
+    "limit",
     "psnr",
     "run_latents",
     "ssim",

@@ -1,7 +1,8 @@
 """A model folder against its proof: every recorded call replayed by an engine, then the whole run."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from .networks import AnsweringEngine, OneAtATime, Signature
 from .picture import fits_window, psnr, ssim
 from .proof import Proof, RecordedCall
 from .report import (
+    TF32,
     ComponentFidelity,
     FidelityError,
     GraphFidelity,
     Report,
     RunFidelity,
     arithmetic,
+    engine_arithmetic,
     limit,
     run_limits,
 )
@@ -36,6 +39,7 @@ def check(
     *,
     backend: str = "onnxruntime",
     device: str = "cpu",
+    engines: Path | None = None,
     target: str | None = None,
     atol: float | None = None,
     progress: Progress = lambda _: None,
@@ -47,22 +51,26 @@ def check(
         proof: of that folder.
         backend: the engine.
         device: where it runs.
+        engines: the folder of the engines, where the backend runs those and no graphs; the user's cache when None.
         target: the only graphs to run; all that the engine can run when None.
         atol: the largest absolute error that passes, in place of the proof's limits.
         progress: told one line a network.
 
     Raises:
         FidelityError: the proof is not of this folder's networks, or the engine cannot run one of its graphs.
-        ValueError: an unknown backend, device or target.
+        FileNotFoundError: there is no engine of a network.
+        ValueError: an unknown backend, device or target; or none of the engines fits.
     """
     assert folder.manifest is not None
     records = folder.manifest.components
+    engine = Engine.of(backend, device, engines)
     known = {name for record in records.values() for name in record.graphs}
-    if target is not None and target not in known:
-        raise ValueError(f"{folder.path} has no graphs for {target!r}; it has {', '.join(sorted(known))}")
+    if target is not None and (engine.compiled or target not in known):
+        has = f"{backend} runs no graphs" if engine.compiled else f"it has {', '.join(sorted(known))}"
+        raise ValueError(f"{folder.path} has no graphs for {target!r}; {has}")
     if missing := [name for name in records if name not in proof.spreads or not proof.of(name)]:
         raise FidelityError(f"{missing[0]}: the proof has no calls of it; make the proof anew with --checkpoint")
-    what = _Checked(folder, proof, Engine(backend, device), target, atol)
+    what = _Checked(folder, proof, engine, target, atol)
     components = {}
     for name in records:
         progress(f"{name}: replaying {len(proof.of(name))} calls")
@@ -74,6 +82,8 @@ def check(
         return replace(report, run_missing="a component is not within its limits")
     if report.unchecked:
         return replace(report, run_missing=f"{', '.join(report.unchecked)} cannot be run here")
+    if what.unfit:
+        return replace(report, run_missing=f"its shapes are not of the engines of {', '.join(sorted(what.unfit))}")
     progress(f"run of {proof.run.class_name}")
     return replace(report, run=what.run(components))
 
@@ -87,6 +97,7 @@ class _Checked:
     engine: Engine
     target: str | None
     atol: float | None
+    unfit: set[str] = field(default_factory=set)  # networks whose engines cannot take the run's shapes
 
     @property
     def records(self) -> Mapping[str, ComponentRecord]:
@@ -97,29 +108,48 @@ class _Checked:
     @property
     def engine_target(self) -> str:
         """Whose graphs the engine runs best."""
+        if self.engine.compiled:
+            return self.engine.backend
         return str(backend_module(self.engine.backend).target(self.engine.device))
 
     def component(self, name: str) -> ComponentFidelity:
         """The errors of a network's graphs."""
-        record, spread = self.records[name], self.proof.spreads[name]
+        record = self.records[name]
+        if self.engine.compiled:
+            network = self._open(name, self.engine.backend)
+            dtype = engine_arithmetic(network.record.identity)
+            return self._fidelity(name, dtype, {self.engine.backend: self._errors(name, network)})
+        dtype = arithmetic(record)
+        if dtype == "float32" and self.engine.device != "cpu":
+            dtype = TF32
+        return self._fidelity(name, dtype, {target: self._graph(name, target) for target in record.graphs})
+
+    def _fidelity(self, name: str, dtype: str, graphs: Mapping[str, GraphFidelity]) -> ComponentFidelity:
+        spread = self.proof.spreads[name]
         return ComponentFidelity(
-            dtype=arithmetic(record),
-            limit=limit(arithmetic(record), spread),
+            dtype=dtype,
+            limit=limit(dtype, spread),
             absolute_limit=self.atol,
             half_precision=spread.half_precision,
             overflows=spread.overflows,
             weights=spread.weights,
-            graphs={target: self._graph(name, target) for target in record.graphs},
+            graphs=graphs,
         )
 
     def _graph(self, name: str, target: str) -> GraphFidelity:
         """The largest errors of a graph over the recorded calls."""
         if reason := self._cannot_run(name, target):
             return GraphFidelity.none(reason)
+        return self._errors(name, self._open(name, target))
+
+    def _errors(self, name: str, network: Any) -> GraphFidelity:
+        """The largest errors of a network over the recorded calls that it takes; it is closed then."""
         found = GraphFidelity(relative_error=0.0, absolute_error=0.0, output="", call="")
-        network = self._open(name, target)
         try:
             for number, call in enumerate(self.proof.of(name), 1):
+                if self.engine.compiled and not network.takes(call.arrays()):
+                    self.unfit.update([name] if call.origin == "run" else [])
+                    continue
                 answers = _call(name, network, call.arrays())
                 for output, view in call.outputs.items():
                     relative, absolute = view.errors(answers.get(output, np.empty(0)))
@@ -129,7 +159,9 @@ class _Checked:
                         found = replace(found, relative_error=relative, output=output, call=call_name)
         finally:
             network.close()
-        return found
+        return (
+            found if found.call else GraphFidelity.none("no recorded call is of shapes that its engine was built for")
+        )
 
     def _cannot_run(self, name: str, target: str) -> str | None:
         """Why a graph is not run: None where it is."""
@@ -141,7 +173,10 @@ class _Checked:
             return "NumPy has no bfloat16"
         return None
 
-    def _open(self, name: str, target: str) -> Network:
+    def _open(self, name: str, target: str) -> Any:
+        """A network; Any, because that of an engine says which shapes it takes."""
+        if self.engine.compiled:
+            return self.engine.open(self.folder, name)
         graph = self.folder.graph(name, target)
         try:
             return open_network(graph, backend=self.engine.backend, device=self.engine.device)

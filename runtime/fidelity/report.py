@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from ..engines import EngineIdentity
 from ..manifest import ComponentRecord, Manifest
 from .proof import Spread
 
 #: what a manifest calls a dtype
 _ARITHMETIC = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+#: float32 whose products have float16's precision: what engines may do with it
+TF32 = "tf32"
 #: how many times the reference's own float16 spread an error may be, by the dtype of the arithmetic
-SPREADS_ALLOWED: Mapping[str, float] = {"float32": 1 / 32, "float16": 3.0, "bfloat16": 24.0}
+SPREADS_ALLOWED: Mapping[str, float] = {"float32": 1 / 32, "float16": 3.0, "bfloat16": 24.0, TF32: 3.0}
 #: the same of the run's drift, which small differences add up to
-DRIFTS_ALLOWED: Mapping[str, float] = {"float32": 1 / 16, "float16": 4.0, "bfloat16": 32.0}
+DRIFTS_ALLOWED: Mapping[str, float] = {"float32": 1 / 16, "float16": 4.0, "bfloat16": 32.0, TF32: 4.0}
 #: no limit is above this: an output of zeros has an error of 1
 LARGEST_LIMIT = 0.5
 #: how much worse than its limit's base a picture may be, in dB, and what is asked of none
@@ -29,6 +32,11 @@ def arithmetic(record: ComponentRecord) -> str:
     if record.dtype is not None:
         return _ARITHMETIC[record.dtype]
     return next(tensor.dtype for tensor in record.outputs if "float" in tensor.dtype)
+
+
+def engine_arithmetic(identity: EngineIdentity) -> str:
+    """The dtype that a compiled engine computes in."""
+    return TF32 if identity.dtype == "fp32" and identity.options.get("tf32") else _ARITHMETIC[identity.dtype]
 
 
 def limit(dtype: str, spread: Spread) -> float:

@@ -84,6 +84,7 @@ class Autoencoder(ABC):
         *,
         backend: str = "onnxruntime",
         device: str = "cpu",
+        engines: str | Path | None = None,
         **source: Any,
     ) -> Self:
         """Opens the autoencoder of a model folder, a checkpoint or a hub id.
@@ -92,6 +93,7 @@ class Autoencoder(ABC):
             pretrained_model_name_or_path: see `DiffusionPipeline.from_pretrained`; or an autoencoder alone.
             backend: the engine that runs it.
             device: where it runs it.
+            engines: see `DiffusionPipeline.from_pretrained`.
             **source: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Raises:
@@ -102,7 +104,7 @@ class Autoencoder(ABC):
         found = folder.class_of("vae")
         if found != cls.__name__:
             raise ValueError(f"{folder.path} has no {cls.__name__}: its vae is a {found}")
-        return cls.open(folder, Engine(backend, device))
+        return cls.open(folder, Engine.of(backend, device, engines))
 
     @classmethod
     def open(cls, folder: ModelFolder, engine: Engine, component: str = "vae") -> Self:
@@ -237,7 +239,11 @@ class AutoencoderTiny(Autoencoder):
 
 
 def open_autoencoder(
-    pretrained_model_name_or_path: str | Path, *, backend: str = "onnxruntime", device: str = "cpu"
+    pretrained_model_name_or_path: str | Path,
+    *,
+    backend: str = "onnxruntime",
+    device: str = "cpu",
+    engines: str | Path | None = None,
 ) -> Autoencoder:
     """The autoencoder of a model folder, a checkpoint or a hub id, of whichever class it is.
 
@@ -249,5 +255,5 @@ def open_autoencoder(
     found = folder.class_of("vae")
     for kind in (AutoencoderKL, AutoencoderTiny):
         if found == kind.__name__:
-            return kind.open(folder, Engine(backend, device))
+            return kind.open(folder, Engine.of(backend, device, engines))
     raise ValueError(f"{folder.path} has no AutoencoderKL and no AutoencoderTiny: its vae is a {found}")

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Network, backend_module, open_network
+from ..backends import COMPILED, Array, Network, backend_module, open_network
 from ..config import FrozenConfig
 from ..model_folder import ModelFolder
 
@@ -21,9 +22,33 @@ class Engine:
 
     backend: str = "onnxruntime"
     device: str = "cpu"
+    engines: Path | None = None  # where a backend that runs compiled engines finds them; the user's cache when None
+
+    @classmethod
+    def of(cls, backend: str, device: str, engines: str | Path | None) -> "Engine":
+        """The engine that a user names.
+
+        Raises:
+            ValueError: a folder of engines for a backend that runs none.
+        """
+        if engines is not None and backend not in COMPILED:
+            raise ValueError(f"engines are of the backends {' and '.join(COMPILED)}; {backend} runs graphs")
+        return Engine(backend, device, None if engines is None else Path(engines))
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the backend runs what `safelight build` compiled, and no graphs."""
+        return self.backend in COMPILED
 
     def open(self, folder: ModelFolder, network: str) -> Network:
-        """Opens the graph that suits this engine best, or the canonical one where it cannot open that."""
+        """Opens a network: its compiled engine, or else the graph that suits this backend best, or the canonical one
+        where it cannot open that.
+        """
+        if self.compiled:
+            opened_engine: Network = backend_module(self.backend).open_engine(
+                folder, network, device=self.device, engines=self.engines
+            )
+            return opened_engine
         own = folder.graph(network, backend_module(self.backend).target(self.device))
         try:
             return open_network(own, backend=self.backend, device=self.device)
@@ -52,11 +77,21 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "scaling_factor": 1.0,
             "shift_factor": 0.0,
         },
-        "CLIPTextModel": {"num_hidden_layers": 12, "hidden_size": 512, "layer_norm_eps": 1e-5},
-        "CLIPTextModelWithProjection": {"num_hidden_layers": 12, "hidden_size": 512, "projection_dim": 512},
+        "CLIPTextModel": {
+            "num_hidden_layers": 12,
+            "hidden_size": 512,
+            "layer_norm_eps": 1e-5,
+            "max_position_embeddings": 77,
+        },
+        "CLIPTextModelWithProjection": {
+            "num_hidden_layers": 12,
+            "hidden_size": 512,
+            "projection_dim": 512,
+            "max_position_embeddings": 77,
+        },
         "DPTForDepthEstimation": {},
         "StableDiffusionSafetyChecker": {},
-        "UNet2DModel": {"sample_size": None, "in_channels": 3},
+        "UNet2DModel": {"sample_size": None, "in_channels": 3, "block_out_channels": [224, 448, 672, 896]},
         "UNet2DConditionModel": {
             "sample_size": None,
             "in_channels": 4,

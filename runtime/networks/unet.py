@@ -1,7 +1,7 @@
 """UNets: what noise there is in a sample."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,6 +62,7 @@ class UNet2DModel(_UNet):
         *,
         backend: str = "onnxruntime",
         device: str = "cpu",
+        engines: str | Path | None = None,
         use_safetensors: bool | None = True,
         **source: Any,
     ) -> Self:
@@ -71,6 +72,7 @@ class UNet2DModel(_UNet):
             pretrained_model_name_or_path: see `DiffusionPipeline.from_pretrained`.
             backend: the engine that runs it.
             device: where it runs it.
+            engines: see `DiffusionPipeline.from_pretrained`.
             use_safetensors: must not be False: pickled weights are never loaded.
             **source: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
@@ -84,7 +86,7 @@ class UNet2DModel(_UNet):
         found = folder.class_of("unet")
         if found != cls.__name__:
             raise ValueError(f"{folder.path} has no {cls.__name__}: its unet is a {found}")
-        return open_unconditional_unet(folder, Engine(backend, device))  # type: ignore[return-value]
+        return open_unconditional_unet(folder, Engine.of(backend, device, engines))  # type: ignore[return-value]
 
     def to(self, device: str) -> Self:
         """Reopens the network on a device; the model itself is returned.
@@ -92,7 +94,7 @@ class UNet2DModel(_UNet):
         Raises:
             ValueError: the backend cannot use the device; the model stays as it was.
         """
-        engine = Engine(self._engine.backend, str(device))
+        engine = replace(self._engine, device=str(device))
         if engine != self._engine:
             network = engine.open(self._folder, "unet")
             self.network.close()

@@ -58,6 +58,7 @@ class DiffusionPipeline(ABC):
         *,
         backend: str = "onnxruntime",
         device: str = "cpu",
+        engines: str | Path | None = None,
         use_safetensors: bool | None = True,
         variant: str | None = None,
         revision: str | None = None,
@@ -74,6 +75,8 @@ class DiffusionPipeline(ABC):
                 export extra is installed), or the id of either on the hub.
             backend: the engine that runs the networks.
             device: where it runs them: "cpu", "cuda", "cuda:1".
+            engines: the folder where `safelight build` has put the engines of the backends "tensorrt" and
+                "tensorrt-rtx"; the user's cache when None.
             use_safetensors: must not be False: pickled weights are never loaded.
             variant: of a checkpoint's weights, such as "fp16".
             revision: of a hub id: a branch, a tag or a commit.
@@ -85,7 +88,7 @@ class DiffusionPipeline(ABC):
                 `safety_checker=None`, and is no news where the pipeline has no such part.
 
         Raises:
-            FileNotFoundError: there is no such folder, or it lacks a component.
+            FileNotFoundError: there is no such folder, or it lacks a component; or there is no engine of one.
             ValueError: the folder is no model; an unknown backend, device, scheduler or pipeline class.
             ModuleNotFoundError: the engine is not installed; or a checkpoint was given and the export extra is not.
             TypeError: a component that the pipeline does not have.
@@ -116,7 +119,7 @@ class DiffusionPipeline(ABC):
         if unknown := components.keys() - set(pipeline_class.component_names):
             known = ", ".join(pipeline_class.component_names)
             raise TypeError(f"{pipeline_class.__name__} has no component {', '.join(sorted(unknown))}; it has {known}")
-        engine = Engine(backend, device)
+        engine = Engine.of(backend, device, engines)
         left_out = {name: None for name in pipeline_class.optional_components if not folder.has_component(name)}
         opened = {**left_out, **components}
         opened |= open_components(folder, engine, [n for n in pipeline_class.component_names if n not in opened])
@@ -189,7 +192,7 @@ class DiffusionPipeline(ABC):
         Raises:
             ValueError: the backend cannot use the device; the pipeline stays as it was.
         """
-        engine = Engine(self.engine.backend, str(device))
+        engine = replace(self.engine, device=str(device))
         if engine != self.engine:
             own = [name for name, part in self.components.items() if self.folder.class_of(name) == type(part).__name__]
             networks = [name for name in own if self.folder.class_of(name) in NETWORK_OPENERS]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from safelight.runtime import UNet2DConditionModel, bundled_model
-from safelight.runtime.backends import Array, Network, TensorSpec, open_network
+from safelight.runtime.backends import BACKENDS, COMPILED, ON_GPU, Array, Network, TensorSpec, open_network
 from safelight.runtime.config import FrozenConfig
+from safelight.runtime.engines import FLAVOURS
 
 UNET = bundled_model() / "unet" / "model.onnx"
 
@@ -26,6 +27,11 @@ def arrays(batch: int = 1, **changed: Array) -> dict[str, Array]:
         "encoder_hidden_states": rng.standard_normal((batch, 5, 96), dtype=np.float32),
         **changed,
     }
+
+
+def test_compiled_backends_are_the_flavours_of_engines() -> None:
+    assert COMPILED == FLAVOURS
+    assert set(COMPILED) < set(ON_GPU) < set(BACKENDS)
 
 
 def test_specs_name_free_dimensions(unet: Network) -> None:

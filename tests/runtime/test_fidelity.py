@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import skimage.metrics
 from skimage import data
 
+from safelight.runtime import bundled_model
+from safelight.runtime.backends import open_network
 from safelight.runtime.fidelity import (
     PROOF,
     TENSORS,
@@ -23,6 +26,7 @@ from safelight.runtime.fidelity import (
     RunSpread,
     Spread,
     View,
+    check,
     drift,
     psnr,
     ssim,
@@ -39,7 +43,7 @@ from safelight.runtime.fidelity.report import (
 )
 from safelight.runtime.image_input import preprocess_image
 from safelight.runtime.manifest import ComponentRecord, Manifest, TensorRecord, file_record
-from safelight.runtime.model_folder import ModelFolder
+from safelight.runtime.model_folder import ModelFolder, open_model_folder
 
 
 def test_examples_are_the_same_everywhere() -> None:
@@ -159,12 +163,33 @@ def test_the_drawn_picture_and_mask_are_no_flat_ones() -> None:
 
 def test_limits_come_from_the_spread_and_pass_no_zeros() -> None:
     spread = Spread(half_precision=1.28e-3, overflows=False, weights=0.0)
-    assert limit("float32", spread) == pytest.approx(1e-5)
+    assert limit("float32", spread) == pytest.approx(4e-5)
     assert limit("float16", spread) == pytest.approx(3.84e-3)
     assert limit("bfloat16", spread) == pytest.approx(8 * 3.84e-3)
-    assert limit("float32", replace(spread, weights=1e-3)) == pytest.approx(1.01e-3)
+    assert limit("float32", replace(spread, weights=1e-3)) == pytest.approx(1.04e-3)
     assert limit("float16", replace(spread, weights=1e-3)) == pytest.approx(3.84e-3)
     assert limit("bfloat16", replace(spread, half_precision=0.4)) == 0.5
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float32"), ("cuda", "tf32"), ("cuda:1", "tf32")])
+def test_float32_is_tf32_on_a_gpu(device: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def on_the_cpu(graph: Path, *, backend: str, device: str) -> Any:
+        opened.append(device)
+        return open_network(graph, backend=backend)
+
+    monkeypatch.setattr(sys.modules[check.__module__], "open_network", on_the_cpu)
+    folder = open_model_folder(bundled_model())
+    proof = Proof.read(folder)
+    report = check(folder, proof, device=device, target="onnx")
+    assert set(opened) == {device}
+    assert not report.failures
+    for name, found in report.components.items():
+        assert found.dtype == dtype
+        assert found.limit == limit(dtype, proof.spreads[name])
+    assert report.run is not None
+    assert (report.run.drift_limit[0] > 2 * report.run.half_precision_drift[0]) == (dtype == "tf32")
 
 
 def test_a_run_must_be_nearer_than_half_precision_where_it_is_not_that() -> None:
