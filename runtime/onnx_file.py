@@ -71,6 +71,19 @@ def read_graph(path: Path) -> GraphContents:
         return reader.contents
 
 
+def border_dtypes(path: Path) -> set[int]:
+    """The numbers that `TensorProto.DataType` gives to the dtypes of a graph's own inputs and outputs.
+
+    Args:
+        path: of an ONNX file that `read_graph` reads.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = [(0, len(data))]
+        for tags in ((_GRAPH,), (_INPUT, _OUTPUT), (_TYPE,), (_TENSOR_TYPE,)):
+            found = [(a, b) for begin, end in found for tag, a, b in _fields(data, begin, end) if tag in tags]
+        return {value for begin, end in found for tag, value, _ in _fields(data, begin, end) if tag == _ELEMENT_TYPE}
+
+
 def _integer(number: int) -> int:
     """The tag of a field that holds an integer."""
     return number << 3
@@ -85,6 +98,9 @@ def _bytes(number: int) -> int:
 _GRAPH, _TRAINING, _FUNCTION = _bytes(7), _bytes(20), _bytes(25)
 # of GraphProto
 _NODE, _INITIALIZER, _SPARSE_INITIALIZER = _bytes(1), _bytes(5), _bytes(15)
+_INPUT, _OUTPUT = _bytes(11), _bytes(12)
+# of ValueInfoProto, and of the TypeProto and TypeProto.Tensor within
+_TYPE, _TENSOR_TYPE, _ELEMENT_TYPE = _bytes(2), _bytes(1), _integer(1)
 # of NodeProto
 _OPERATOR, _ATTRIBUTE, _DOMAIN = _bytes(4), _bytes(5), _bytes(7)
 # of AttributeProto: one, and several

@@ -44,6 +44,8 @@ class _ChannelsLast:
         for node in nodes:
             if node.outputs[0] not in self.computed and (follow := _FOLLOWERS.get(node.op_type)):
                 follow(self, node)
+        for image, last in (self.converted | self.computed).items():
+            last.type, last.shape = image.type, _shape_last(image)
         for node in reversed(nodes):
             self._replace(node)
         self.model.graph.sort()
@@ -80,12 +82,17 @@ class _ChannelsLast:
 
     def _permuted(self, sizes: ir.Value) -> ir.Value:
         """The four numbers of (batch, channels, height, width) in the order of channels last."""
+        if sizes.const_value is not None:
+            return self._constant(f"{sizes.name}.channels_last", ir.tensor(sizes.const_value.numpy()[_LAST]))
         return self.op.op("Gather", [sizes, self._ints(_LAST)])
 
     def _ints(self, values: list[int]) -> ir.Value:
         name = f"channels_last.{'_'.join(map(str, values))}"
-        known = self.model.graph.initializers.get(name)
-        return known or self.op.initializer(ir.tensor(values, dtype=ir.DataType.INT64), name=name)
+        return self._constant(name, ir.tensor(values, dtype=ir.DataType.INT64))
+
+    def _constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """The constant of a name, which belongs to one tensor."""
+        return self.model.graph.initializers.get(name) or self.op.initializer(tensor, name=name)
 
     def conv(self, node: ir.Node) -> None:
         sample, weight, *bias = node.inputs
@@ -212,6 +219,10 @@ def _flattens(reshape: ir.Node) -> bool:
 
 def _is_image(value: ir.Value) -> bool:
     return value.shape is not None and value.shape.rank() == 4
+
+
+def _shape_last(image: ir.Value) -> ir.Shape | None:
+    return None if image.shape is None else ir.Shape([image.shape[axis] for axis in _LAST])
 
 
 def _is_scalar(value: ir.Value) -> bool:

@@ -20,15 +20,17 @@ from safelight.export.weights import store_transposed
 
 pytestmark = pytest.mark.full_shape
 
-# every resnet has two group norms, each with a SiLU; so has the way out, and every transformer a group norm without
+# every resnet has two group norms, each with a SiLU; so has the way out, and every transformer a group norm without.
+# The first group norm of a resnet is of a sum where neither a convolution nor a concatenation comes before it, and all
+# others are
 CASES = [
-    ("Stable Diffusion 1.5, UNet", "sd15", 22, 16, 16),
-    ("SDXL, UNet", "sdxl", 17, 11, 70),
+    ("Stable Diffusion 1.5, UNet", "sd15", 22, 16, 16, 45),
+    ("SDXL, UNet", "sdxl", 17, 11, 70, 34),
 ]
 
 
-@pytest.mark.parametrize(("name", "shape", "resnets", "transformers", "layers"), CASES)
-def test_counts(name: str, shape: str, resnets: int, transformers: int, layers: int) -> None:
+@pytest.mark.parametrize(("name", "shape", "resnets", "transformers", "layers", "sums"), CASES)
+def test_counts(name: str, shape: str, resnets: int, transformers: int, layers: int, sums: int) -> None:
     graph = canonical(SHAPES[shape].networks["unet"][1])
     norms, attentions, convolutions = 2 * resnets + transformers + 1, 2 * layers, operators(graph)["Conv"]
     expected = {
@@ -38,6 +40,12 @@ def test_counts(name: str, shape: str, resnets: int, transformers: int, layers: 
             "Conv": convolutions,
             "GroupNormalization": norms,
             "Sigmoid": 2 * resnets + 1,
+            "ArgMax": 0,
+            # of a transformer's layer three layer norms, the first of the first with no sum before it
+            "SkipLayerNormalization": 3 * layers - transformers,
+            "SkipGroupNorm": sums,
+            "BiasSplitGelu": layers,
+            "BiasAdd": transformers,
         },
         "openvino": {},
         "tensorrt": {"Attention": 0},  # of heads of 40, 80 and 160 channels, or of 64: TensorRT has kernels for all
@@ -48,7 +56,7 @@ def test_counts(name: str, shape: str, resnets: int, transformers: int, layers: 
         counts[target] = one.lower(lowered)
         if target == "onnxruntime-cuda":  # of the weights, and of the latents going in and coming out
             assert operators(lowered)["Transpose"] == convolutions + 2
-            assert operators(lowered)["GroupNorm"] == norms
+            assert operators(lowered)["GroupNorm"] + operators(lowered)["SkipGroupNorm"] == norms
     assert counts == expected
     record(name, lowered=counts)
 

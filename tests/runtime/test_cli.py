@@ -31,7 +31,7 @@ from safelight.runtime import (
     bundled_model,
     doctor,
 )
-from safelight.runtime.backends import BACKENDS
+from safelight.runtime.backends import BACKENDS, COMPILED, ON_GPU
 from safelight.runtime.cli import main
 from safelight.runtime.image import read_parameters, save_png
 
@@ -310,7 +310,7 @@ def test_every_option_reaches_the_pipeline(generate: Run, calls: list[Any]) -> N
     _, path = generate(*(part for pair in options.items() for part in pair))
     assert path == "output/9-embeddings.npy"
     opened, (prompts, called) = calls
-    assert opened == ((str(bundled_model()),), {"backend": "onnxruntime", "device": "cuda:3"})
+    assert opened == ((str(bundled_model()),), {"backend": "onnxruntime", "device": "cuda:3", "engines": None})
     assert prompts == (None,)
     for name, array in given.items():
         np.testing.assert_array_equal(called.pop(name), array)
@@ -568,11 +568,23 @@ def test_doctor_shows_packages_and_runs_every_backend(
     monkeypatch.setenv("SAFELIGHT_CACHE", str(tmp_path / "new" / "cache"))
     found = findings(capsys, 0)
     assert f"numpy {np.__version__}" in found["packages"]
-    for backend in BACKENDS:
+    for backend in BACKENDS.keys() - {*COMPILED, *ON_GPU}:
         assert re.fullmatch(rf"ok {backend} [\d.]+ \(.*CPU.*\); runs the bundled model", found[f"backend {backend}"])
     assert found["extra export"] == found["extra bench"] == "ok installed"
     assert found["cache"] == f"ok {tmp_path / 'new' / 'cache'}"
     assert not (tmp_path / "new").exists()
+
+
+def test_doctor_says_what_the_backends_of_a_gpu_lack(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
+    monkeypatch.setattr("safelight.runtime.backends.onnxruntime.cuda.is_gpu_build", lambda: True)
+    monkeypatch.setattr("safelight.runtime.backends.onnxruntime.cuda.has_driver", lambda: False)
+    found = findings(capsys, 0)
+    for subject in ("device cuda", "backend onnxruntime-tensorrt"):
+        assert re.match(r"-- onnxruntime [\d.]+ .* \| device 'cuda' is not usable: this machine has no", found[subject])
+    assert "pip install 'safelight[onnxruntime-tensorrt-rtx]'" in found["backend onnxruntime-tensorrt-rtx"]
 
 
 def test_doctor_names_the_fix_of_a_missing_engine(
@@ -582,9 +594,9 @@ def test_doctor_names_the_fix_of_a_missing_engine(
     for name in [name for name in sys.modules if name.startswith("safelight.runtime.backends.onnx")]:
         monkeypatch.delitem(sys.modules, name)
     found = findings(capsys, 1)
-    assert (
-        found["backend onnxruntime"] == "-- not installed | the onnxruntime backend needs: pip install 'safelight[cpu]'"
-    )
+    needs = "-- not installed | the onnxruntime backend needs: pip install 'safelight[cpu]', or 'safelight[gpu]' with"
+    assert found["backend onnxruntime"].startswith(needs)
+    assert found["backend onnxruntime-tensorrt"].startswith(needs)
     assert found["device cuda"] == "-- onnxruntime is not installed | pip install 'safelight[gpu]'"
 
 

@@ -185,7 +185,11 @@ def test_components_are_of_the_public_classes(opener: type[DiffusionPipeline]) -
             "^torch_dtype is the folder's: choose it at the export, .* --dtype fp16",
         ),
         ({"use_safetensors": False}, ValueError, "^use_safetensors=False asks for pickled weights, which are never"),
-        ({"backend": "tensorflow"}, ValueError, "^unknown backend 'tensorflow'; known: onnxruntime$"),
+        (
+            {"backend": "tensorflow"},
+            ValueError,
+            "^unknown backend 'tensorflow'; known: onnxruntime, .*, tensorrt-rtx$",
+        ),
         ({"device": "tpu"}, ValueError, "^unknown device 'tpu' for the onnxruntime backend; it knows cpu, cuda and"),
     ],
 )
@@ -215,11 +219,8 @@ def test_moving_reopens_the_networks_and_keeps_the_rest(
     """Onto a device that is the CPU by another name, for want of another: it cannot open the graphs for CUDA."""
     from safelight.runtime.backends import onnxruntime
 
-    providers = onnxruntime._providers
-    monkeypatch.setattr(onnxruntime, "_providers", lambda device: providers("cpu" if device == "cpu:1" else device))
-    monkeypatch.setattr(
-        "onnxruntime.InferenceSession.get_providers", lambda _: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    )
+    place = onnxruntime.place
+    monkeypatch.setattr(onnxruntime, "place", lambda device, _: place("cpu" if device == "cpu:1" else device))
     with opened(scheduler=DDIMScheduler.from_config(bundled_model())) as pipeline:
         before = latents(pipeline, seed=0)
         unet, scheduler, tokenizer = pipeline.unet, pipeline.scheduler, pipeline.tokenizer

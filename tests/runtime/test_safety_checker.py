@@ -91,10 +91,8 @@ def test_it_moves_with_the_networks(checked_export: Path, monkeypatch: pytest.Mo
     """Onto a device that is the CPU by another name, for want of another."""
     from safelight.runtime.backends import onnxruntime
 
-    monkeypatch.setattr(onnxruntime, "_providers", lambda _: ["CPUExecutionProvider"])
-    monkeypatch.setattr(
-        "onnxruntime.InferenceSession.get_providers", lambda _: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    )
+    place = onnxruntime.place("cpu")
+    monkeypatch.setattr(onnxruntime, "place", lambda *_: place)
     with opened(checked_export) as pipeline:
         expected, before = found(pipeline), pipeline.safety_checker
         pipeline.to("cpu:1")
