@@ -14,7 +14,7 @@ from safelight.runtime.manifest import ComponentRecord, TensorRecord
 from safelight.runtime.model_folder import CANONICAL, GRAPH
 
 from . import lowering
-from .answers import overflows_on_examples
+from .answers import load_reference, overflows_on_examples
 from .checkpoint import Component, descriptions
 from .lora import Lora, fused
 from .lowering.precision import float32_borders
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 
 #: parameters of a component that is run in fp16 before it is exported so; of a larger one the validation finds out
-_LOOKED_AT_BELOW = 500_000_000
+LOOKED_AT_BELOW = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,15 @@ def export_component(
         if description.name not in task.networks:
             continue
         dtype = arithmetic(description, options)
-        if dtype == "fp16" and count(weights.shapes) < _LOOKED_AT_BELOW:
+        if dtype == "fp16" and count(weights.shapes) < LOOKED_AT_BELOW:
             progress(f"{description.name}: looking for overflow in fp16")
-            if overflows_on_examples(component, description, task.loras):
+            if overflows_on_examples(description, load_reference(component, task.loras)):
                 progress(f"{description.name}: fp16 ends before its numbers do: it computes in fp32")
                 dtype = "fp32"
         target = folder / description.name
         target.mkdir()
         progress(f"{description.name}: tracing")
-        graph = trace(description, build(component.class_name, component.configuration(), DTYPES[dtype]))
-        if dtype == "bf16":
-            float32_borders(graph, graph.graph.inputs[: len(description.inputs)])
-        transposed = store_transposed(graph, parameters(graph, description))
+        graph, transposed = canonical_graph(description, component.class_name, component.configuration(), dtype)
         names = [str(value.name) for value in parameters(graph, description)]
         progress(f"{description.name}: writing")
         written = write_weights(
@@ -110,6 +107,39 @@ def export_component(
     return records
 
 
+def canonical_graph(
+    description: NetworkDescription, class_name: str, configuration: dict[str, Any], dtype: str
+) -> tuple[ir.Model, frozenset[str]]:
+    """The graph of a network before it is lowered or has weights; what follows its inputs are the parameters.
+
+    Args:
+        description: of the network.
+        class_name: of the component, a key of `COMPONENT_KINDS`.
+        configuration: of the component, complete with defaults.
+        dtype: of the arithmetic, a key of `DTYPES`.
+
+    Returns:
+        The graph, and the parameters whose transpose the weight file must hold.
+    """
+    graph = trace(description, build(class_name, configuration, DTYPES[dtype]))
+    if dtype == "bf16":
+        float32_borders(graph, graph.graph.inputs[: len(description.inputs)])
+    return graph, store_transposed(graph, parameters(graph, description))
+
+
+def lowered(canonical: ir.Model, target: str) -> tuple[ir.Model, dict[str, int]]:
+    """A copy of a canonical graph as an engine wants it, and how many nodes of each operator were replaced."""
+    graph = canonical.clone()
+    return graph, lowering.TARGETS[target].lower(graph)
+
+
+def save_graph(graph: ir.Model, description: NetworkDescription, weights: WeightFile, name: str) -> None:
+    """Writes a graph that was lowered, beside the weight file that it points into."""
+    lowering.tidy(graph)
+    bind(graph, parameters(graph, description), weights)
+    ir.save(graph, weights.path.parent / name)
+
+
 def _prefixed(progress: Progress, name: str, line: str) -> None:
     progress(f"{name}: {line}")
 
@@ -125,18 +155,16 @@ def _write_graphs(
     """Writes the canonical graph, and one for each target that wants another; returns target -> file name."""
     files = {}
     for target in (CANONICAL, *targets(options, dtype)):
-        graph = canonical.clone()
         if target == CANONICAL:
+            graph = canonical.clone()
             lowering.to_opset(graph, options.opset)
         else:
-            counts = lowering.TARGETS[target].lower(graph)
+            graph, counts = lowered(canonical, target)
             logger.info("%s for %s: replaced %s", description.name, target, counts)
             if not any(counts.values()) and options.opset == CANONICAL_OPSET:
                 continue  # the canonical graph is what it wants
-        lowering.tidy(graph)
-        bind(graph, parameters(graph, description), weights)
         files[target] = GRAPH if target == CANONICAL else f"model.{target}.onnx"
-        ir.save(graph, weights.path.parent / files[target])
+        save_graph(graph, description, weights, files[target])
     return files
 
 

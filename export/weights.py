@@ -91,6 +91,7 @@ def write_weights(
     *,
     transposed: Collection[str],
     dtype: torch.dtype,
+    wider: str = "--weights-dtype fp32 or bf16",
     progress: Callable[[str], None] = lambda _: None,
 ) -> WeightFile:
     """Writes the weight file of a network; see `write_safetensors`.
@@ -101,6 +102,7 @@ def write_weights(
         read: gives a tensor by its name.
         transposed: the tensors to store as their transpose.
         dtype: of the storage.
+        wider: the options with which a number beyond its range can be stored.
         progress: told every few seconds how far the file is.
 
     Raises:
@@ -112,7 +114,7 @@ def write_weights(
     }
 
     def stored(name: str) -> Tensor:
-        tensor = _converted(name, read(name).detach(), dtype)
+        tensor = _converted(name, read(name).detach(), dtype, wider)
         return tensor.T if name in transposed else tensor
 
     return WeightFile(path, write_safetensors(path, entries, stored, progress=progress), frozenset(transposed))
@@ -172,14 +174,14 @@ def _named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _converted(name: str, tensor: Tensor, dtype: torch.dtype, wider: str) -> Tensor:
     """A tensor in another dtype, whose range must hold it."""
     converted = tensor.to(dtype)
     if dtype.itemsize < tensor.dtype.itemsize and not torch.isfinite(converted).all() and torch.isfinite(tensor).all():
         largest = float(tensor.abs().max())
         raise ValueError(
             f"{name} has a weight of {largest:.3g}, and {dtype} ends at {torch.finfo(dtype).max:.3g}: "
-            "store it wider, --weights-dtype fp32 or bf16"
+            f"store it wider, {wider}"
         )
     return converted
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from safelight.runtime.fidelity import FidelityError
 
@@ -30,7 +30,15 @@ Progress = Callable[[str], None]
 #: errors that a caller sees as they are; others are a crash of the process
 _ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind
-    for kind in (FidelityError, FileExistsError, FileNotFoundError, MemoryError, OSError, ValueError)
+    for kind in (
+        FidelityError,
+        FileExistsError,
+        FileNotFoundError,
+        MemoryError,
+        ModuleNotFoundError,
+        OSError,
+        ValueError,
+    )
 }
 
 
@@ -100,6 +108,16 @@ def _how_it_ended(status: int, errors: Any) -> str:
     errors.seek(0)
     last = (errors.read().decode(errors="replace").strip().splitlines() or [f"exit status {status}"])[-1]
     return f"the process crashed: {last}"
+
+
+def give_up(error: Exception) -> NoReturn:
+    """Ends this process, from any of its threads, with an error that whoever called `run_apart` sees.
+
+    Args:
+        error: of a kind that an export may end with.
+    """
+    _say(error=type(error).__name__, arguments=_arguments(error))
+    os._exit(1)
 
 
 class _Lines(logging.Handler):

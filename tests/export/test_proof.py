@@ -386,7 +386,7 @@ def test_an_overflow_is_no_export_in_half_precision(
     overflowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a network that is too large to be looked at before."""
-    monkeypatch.setattr("safelight.export.component._LOOKED_AT_BELOW", 0)
+    monkeypatch.setattr("safelight.export.component.LOOKED_AT_BELOW", 0)
     with pytest.raises(FidelityError) as error:
         export_model(
             open_checkpoint(overflowing),
