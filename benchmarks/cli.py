@@ -29,10 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contender", action="append", choices=list(CONTENDERS), help="only these (default: all)")
     parser.add_argument("--against", default="diffusers", choices=list(CONTENDERS), help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument(
+        "--preset",
+        choices=["gpu"],
+        help="gpu: the GPU's backends on models of published shapes, in under 8 minutes; of the other options --json "
+        "alone counts, `python -m safelight.benchmarks.gpu --help` lists its own",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures and prints; the exit status is 1 when a contender's picture is not the reference's."""
+    if arguments.preset == "gpu":
+        from .gpu import cli as gpu
+
+        return gpu.main([] if arguments.json is None else ["--json", str(arguments.json)])
     if arguments.runs < 1 or arguments.cold_runs < 0:
         raise ValueError(f"--runs must be at least 1 and --cold-runs 0, got {arguments.runs} and {arguments.cold_runs}")
     model = bundled_model() if arguments.model is None else local_model(arguments.model)

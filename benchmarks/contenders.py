@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from safelight.runtime.backends import BACKENDS, Array, backend_module
+from safelight.runtime.backends import BACKENDS, ON_GPU, Array, backend_module
 
 from .case import Case
 
@@ -141,6 +141,10 @@ CONTENDERS: Mapping[str, Contender] = MappingProxyType(
     {
         REFERENCE: Contender(_open_reference, _missing_packages("torch", "onnxscript")),
         "diffusers": Contender(_open_diffusers, _missing_packages("torch", "diffusers", "transformers")),
-        **{f"safelight {name}": Contender(_open_safelight(name), _missing_backend(name)) for name in BACKENDS},
+        **{
+            f"safelight {name}": Contender(_open_safelight(name), _missing_backend(name))
+            for name in BACKENDS
+            if name not in ON_GPU
+        },
     }
 )

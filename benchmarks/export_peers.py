@@ -25,7 +25,7 @@ import numpy as np
 
 from safelight.runtime.backends import Array
 
-from .process_tree import Usage, run
+from .process_tree import Usage, failure, run
 from .published import SHAPES, count_parameters, write_checkpoint
 from .report import machine, versions
 
@@ -134,7 +134,7 @@ def measure(
             os.sync()  # what the one before wrote is not to be this one's burden
             usage = run(row.command, log=log, memory_limit=memory_limit, environment=_environment())
             _add(row, usage)
-            row.missing = _failure(usage, log, memory_limit)
+            row.missing = failure(usage, log, memory_limit)
             if row.missing is None:
                 row.folder_bytes = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
                 row.ratio = row.folder_bytes / (parameters * ITEM_SIZES[exporter.weights or dtype])
@@ -164,27 +164,16 @@ def _add(row: Row, usage: Usage) -> None:
         row.written_bytes = max(row.written_bytes or 0, usage.written_bytes)
 
 
-def _failure(usage: Usage, log: Path, memory_limit: int) -> str | None:
-    if usage.over_limit:
-        return f"killed at {memory_limit / _GIB:.1f} GiB of memory, after {usage.seconds:.0f} s"
-    if usage.exit_status < 0:
-        return f"killed by signal {-usage.exit_status} after {usage.seconds:.0f} s"
-    if usage.exit_status:
-        lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-        return f"failed after {usage.seconds:.0f} s: {lines[-1]}"
-    return None
-
-
 def _check(row: Row, folder: Path, workspace: Path, memory_limit: int, outputs: dict[str, Array]) -> None:
     """Adds the output of the folder's UNet to the others, or says in the row why there is none."""
     file, log = workspace / "output.npy", workspace / "log.txt"
     command = [sys.executable, "-m", "safelight.benchmarks.unet_output", str(folder), str(file)]
     usage = run(command, log=log, memory_limit=memory_limit)
-    failure = _failure(usage, log, memory_limit)
+    reason = failure(usage, log, memory_limit)
     if usage.over_limit:  # the engine's need, not the exporter's fault
-        row.unchecked = f"its UNet was not run: {failure}"
-    elif failure is not None:
-        row.missing = f"what it wrote does not run: {failure}"
+        row.unchecked = f"its UNet was not run: {reason}"
+    elif reason is not None:
+        row.missing = f"what it wrote does not run: {reason}"
     else:
         outputs[row.exporter] = np.load(file)
 

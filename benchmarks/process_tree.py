@@ -26,6 +26,7 @@ class Usage:
     tree_memory: int  # the most that all of them had at one moment; what two share counts twice
     written_bytes: int | None  # given to the disk, deleted files too; None where the system does not say
     over_limit: bool  # it was killed because of its memory
+    over_time: bool = False  # it was killed because of its time
 
 
 def run(
@@ -33,7 +34,9 @@ def run(
     *,
     log: Path,
     memory_limit: int | None = None,
+    time_limit: float | None = None,
     environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Usage:
     """Runs a command to its end, and leaves none of its processes behind.
 
@@ -41,7 +44,9 @@ def run(
         command: the program and its arguments.
         log: a file for all that it prints.
         memory_limit: resident bytes of all its processes together; when they have more, they are killed.
+        time_limit: seconds, after which they are killed.
         environment: this process's when None.
+        folder: where it works; this process's when None.
 
     Raises:
         OSError: the program cannot be started.
@@ -55,12 +60,16 @@ def run(
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=environment,
+            cwd=folder,
         )
         handle = os.pidfd_open(process.pid)
         largest = tree = 0
-        over_limit = False
+        over_limit = over_time = False
         try:
             while not select.select([handle], [], [], INTERVAL)[0]:
+                if time_limit is not None and perf_counter() - started > time_limit:
+                    over_time = True
+                    _kill(process.pid)
                 members = [_memory(member) for member in _session(process.pid)]
                 largest = max([largest, *(peak for _, peak in members)])
                 tree = max(tree, sum(resident for resident, _ in members))
@@ -85,7 +94,28 @@ def run(
         tree_memory=max(tree, largest),
         written_bytes=written,
         over_limit=over_limit,
+        over_time=over_time,
     )
+
+
+def failure(usage: Usage, log: Path, memory_limit: int | None = None) -> str | None:
+    """What went wrong with a command, in one line; None when nothing did.
+
+    Args:
+        usage: what it took.
+        log: what it printed.
+        memory_limit: that it was given, in bytes.
+    """
+    if usage.over_limit and memory_limit is not None:
+        return f"killed at {memory_limit / 2**30:.1f} GiB of memory, after {usage.seconds:.0f} s"
+    if usage.over_time:
+        return f"stopped after {usage.seconds:.0f} s, which was its limit"
+    if usage.exit_status < 0:
+        return f"killed by signal {-usage.exit_status} after {usage.seconds:.0f} s"
+    if usage.exit_status:
+        lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        return f"failed after {usage.seconds:.0f} s: {lines[-1]}"
+    return None
 
 
 def _session(leader: int) -> Iterator[int]:

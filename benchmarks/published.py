@@ -1,8 +1,12 @@
-"""Checkpoints of published shapes with random weights in half precision, as the hub has them."""
+"""Checkpoints of published shapes with random weights in half precision, as the hub has them.
+
+`python -m safelight.benchmarks.published FOLDER SHAPE` writes one.
+"""
 
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from safetensors import safe_open
 
 from safelight.export.networks import build
 from safelight.export.single_file.tokenizer import write_tokenizer
+from safelight.runtime.backends import Array
 from safelight.runtime.model_folder import MODEL_INDEX
 
 Config = Mapping[str, Any]
@@ -180,16 +185,44 @@ def _write_random(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         position = end
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)
-    generator = np.random.default_rng(0)
+    numbers = RandomNumbers()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            values = generator.standard_normal(math.prod(shape), dtype=np.float32) * _scale(shape)
-            if len(shape) == 1 and name.endswith("weight"):
-                values += 1  # of a norm
-            file.write(values.astype(np.float16).data)
+            mean = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0  # of a norm's weight
+            for part in numbers.draw(math.prod(shape), mean, _scale(shape)):
+                file.write(part.data)
 
 
-def _scale(shape: tuple[int, ...]) -> np.float32:
+class RandomNumbers:
+    """Normal numbers in half precision as fast as they can be copied: the same ones over and over.
+
+    There is a prime number of them, so that no two rows of a matrix begin at the same one.
+    """
+
+    _PERIOD = 1_048_583
+
+    def __init__(self) -> None:
+        self._generator = np.random.default_rng(0)
+        self._normal = self._generator.standard_normal(self._PERIOD, dtype=np.float32)
+        self._scaled: dict[tuple[float, float], Array] = {}  # by mean and standard deviation
+
+    def draw(self, count: int, mean: float, std: float) -> Iterator[Array]:
+        """So many numbers in parts, from a random one of the period on, float16."""
+        if (mean, std) not in self._scaled:
+            self._scaled[mean, std] = (mean + self._normal * np.float32(std)).astype(np.float16)
+        numbers = self._scaled[mean, std]
+        first = int(self._generator.integers(self._PERIOD))
+        while count:
+            part = numbers[first : first + count]
+            yield part
+            count, first = count - len(part), 0
+
+
+def _scale(shape: tuple[int, ...]) -> float:
     """A standard deviation that keeps what passes through the layer about as large as it was."""
-    return np.float32(math.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.05)
+    return float(math.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.05)
+
+
+if __name__ == "__main__":
+    write_checkpoint(Path(sys.argv[1]), SHAPES[sys.argv[2]])

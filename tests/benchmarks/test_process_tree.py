@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safelight.benchmarks.process_tree import Usage, run
+from safelight.benchmarks.process_tree import Usage, failure, run
 
 MIB = 2**20
 
@@ -65,6 +65,27 @@ def test_too_much_memory_ends_all_its_processes(tmp_path: Path) -> None:
     assert usage.exit_status == -signal.SIGKILL
     assert usage.seconds < 30
     assert ended(int(pid.read_text()))
+
+
+def test_too_much_time_ends_it(tmp_path: Path) -> None:
+    usage = run(
+        [sys.executable, "-c", "import time; time.sleep(60)"],
+        log=tmp_path / "log.txt",
+        time_limit=0.5,
+        folder=tmp_path,
+    )
+    assert usage.over_time
+    assert usage.exit_status == -signal.SIGKILL
+    assert 0.5 <= usage.seconds < 30
+    assert failure(usage, tmp_path / "log.txt") == f"stopped after {usage.seconds:.0f} s, which was its limit"
+
+
+def test_it_works_in_a_folder_and_its_last_line_is_why_it_failed(tmp_path: Path) -> None:
+    code = "import os; print(os.getcwd()); raise ValueError('of this and that')"
+    usage = run([sys.executable, "-c", code], log=tmp_path / "log.txt", folder=tmp_path)
+    assert str(tmp_path) in (tmp_path / "log.txt").read_text()
+    assert failure(usage, tmp_path / "log.txt") == f"failed after {usage.seconds:.0f} s: ValueError: of this and that"
+    assert failure(measure(tmp_path, ""), tmp_path / "log.txt") is None
 
 
 def test_a_process_that_is_left_behind_is_ended(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The GPU's backends, beside diffusers and `torch.compile` on the same machine."""
