@@ -1,11 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+STUBS := .types/tensorrt_bindings/tensorrt.pyi
 OPTIMUM := .venv-optimum
 FOLDERS := benchmarks export reference runtime
 CHECKPOINT := reference/emoji/checkpoint
 
-.PHONY: setup lint types test test-full interchange-setup test-interchange demo bench clean
+.PHONY: setup lint types test test-engines test-full test-gpu interchange-setup test-interchange demo bench clean
 
 setup: $(INSTALLED)
 
@@ -14,7 +15,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,bench,test]'
 	touch $@
 
-types: $(INSTALLED)
+# Without what they depend on, which PyPI does not have; five lines of theirs are no Python.
+$(STUBS): constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --upgrade --target .types -c $< tensorrt-stubs
+	sed -i.orig -E 's/([(, ])in: list/\1in_: list/; s/channel_axis: int\)/channel_axis: int = ...)/' $@
+	touch $@
+
+types: $(INSTALLED) $(STUBS)
 	@mkdir -p .types/safelight
 	@for folder in $(FOLDERS); do ln -sfn ../../$$folder .types/safelight/$$folder; done
 
@@ -25,11 +32,19 @@ lint: types
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -n auto --dist loadfile -m "not full_shape and not interchange"
+	$(BIN)/pytest -n auto --dist loadfile -m "not engine_matrix and not full_shape and not gpu and not interchange"
+
+# Engines of tiny networks for every GPU that TensorRT for RTX knows, in fp16 and bf16: ten minutes, on any machine.
+test-engines: $(INSTALLED)
+	$(BIN)/pytest -m engine_matrix
 
 # Also the networks at their published shapes: six minutes more, and gigabytes of memory.
 test-full: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not engine_matrix"
+
+# On a machine with an NVIDIA GPU; what its engines lack is skipped, with the reason.
+test-gpu: $(INSTALLED)
+	$(BIN)/pytest -m gpu -rs tests/gpu
 
 # optimum-onnx, whose transformers and diffusers are older than ours: 1.3 GB, in an environment of its own.
 interchange-setup: $(OPTIMUM)/.installed

@@ -401,7 +401,8 @@ def export_checkpoint(checkpoint: Path, **options: Any) -> Path:
     from safelight.export.source import open_source
 
     options = {"targets": ("onnxruntime-cpu",), **options}
-    code = [*(ROOT / "export").rglob("*.py"), *(ROOT / "reference").glob("*.py"), ROOT / "runtime" / "manifest.py"]
+    code = [path for path in (ROOT / "export").rglob("*.py") if path.parent.name != "engines"]
+    code += [*(ROOT / "reference").glob("*.py"), ROOT / "runtime" / "manifest.py"]
     code += (ROOT / "runtime" / "fidelity").glob("*.py")
     weights = [path for path in [checkpoint, *checkpoint.rglob("*")] if path.suffix in {".safetensors", ".json"}]
     versions = [importlib.metadata.version(package) for package in ("torch", "onnxscript", "onnxruntime")]

@@ -26,11 +26,16 @@ def _load(name: str) -> ModuleType:
 
 
 checkpoints = _load("checkpoints")
+_load("engine_graphs")
+_load("engine_records")
 _load("graphs")
+_load("cuda_operators")
 _load("pairs")
 _load("recorded")
 hub_server = _load("hub_server")
 _load("original_layout")
+_load("simulated_gpu")
+_load("simulated_machine")
 _load("single_files")
 
 

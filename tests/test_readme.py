@@ -1,5 +1,7 @@
 """What the README says: its code runs, its numbers are those that were measured, its links lead somewhere."""
 
+import ast
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -8,16 +10,19 @@ from typing import Any
 
 import pytest
 
-from safelight.runtime import cli
+from safelight.runtime import DiffusionPipeline, cli
+from safelight.runtime.backends import BACKENDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ON_A_GPU = 'device="cuda"'
 
 
 def test_the_python_examples_make_pictures(
     tiny: Callable[[str], tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = [block for block in BLOCKS if ON_A_GPU not in block]
     (tmp_path / "sdxl-onnx").symlink_to(tiny("SDXL")[0])
     (tmp_path / "refiner-onnx").symlink_to(tiny("REFINER")[0])
     monkeypatch.chdir(tmp_path)
@@ -26,6 +31,23 @@ def test_the_python_examples_make_pictures(
         exec(code, names)
     assert (tmp_path / "cat.png").read_bytes().startswith(b"\x89PNG")
     assert len({names[name].tobytes() for name in ("image", "drawn", "painted", "squirrel")}) == 4
+
+
+def test_the_examples_for_a_gpu_name_what_there_is() -> None:
+    calls = [
+        call
+        for block in BLOCKS
+        if ON_A_GPU in block
+        for call in ast.walk(ast.parse(block))
+        if isinstance(call, ast.Call)
+    ]
+    assert len(calls) == 2
+    takes = inspect.signature(DiffusionPipeline.from_pretrained).parameters
+    for call in calls:
+        assert ast.unparse(call.func) == "DiffusionPipeline.from_pretrained"
+        options = {str(option.arg): ast.literal_eval(option.value) for option in call.keywords}
+        assert options.keys() <= takes.keys()
+        assert options.get("backend", "onnxruntime") in BACKENDS
 
 
 def test_the_commands_are_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
