@@ -1,6 +1,6 @@
 """A model folder against its proof: every recorded call replayed by an engine, then the whole run."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,19 @@ def check(
     if report.unchecked:
         return replace(report, run_missing=f"{', '.join(report.unchecked)} cannot be run here")
     if what.unfit:
-        return replace(report, run_missing=f"its shapes are not of the engines of {', '.join(sorted(what.unfit))}")
+        return replace(report, run_missing=_not_built_for(proof, sorted(what.unfit)))
     progress(f"run of {proof.run.class_name}")
     return replace(report, run=what.run(components))
+
+
+def _not_built_for(proof: Proof, networks: Sequence[str]) -> str:
+    """Why engines cannot make the run's picture, and what can be done."""
+    assert proof.picture is not None
+    height, width = proof.picture.shape[:2]
+    return (
+        f"the engines of {', '.join(networks)} were not built for its shapes, a picture of {width}x{height}: build "
+        f"with --shape {width}x{height} too, or make a proof of another size with --checkpoint, --width and --height"
+    )
 
 
 @dataclass(frozen=True)
