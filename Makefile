@@ -31,8 +31,9 @@ lint: types
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One thread for each worker's torch: there are as many workers as processors.
 test: lint
-	$(BIN)/pytest -n auto --dist loadfile -m "not engine_matrix and not full_shape and not gpu and not interchange"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not engine_matrix and not full_shape and not gpu and not interchange"
 
 # Engines of tiny networks for every GPU that TensorRT for RTX knows, in fp16 and bf16: ten minutes, on any machine.
 test-engines: $(INSTALLED)
