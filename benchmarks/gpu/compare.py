@@ -8,6 +8,8 @@ from safelight.runtime.fidelity.report import LARGEST_LIMIT, SPREADS_ALLOWED, ru
 
 #: of a UNet's output where the reference did not come to half precision
 _UNKNOWN_SPREAD = 0.01
+#: dB; JSON has no infinity
+SAME_PICTURE = 100.0
 
 
 def relative_error(found: Array, expected: Array) -> float:
@@ -18,10 +20,13 @@ def relative_error(found: Array, expected: Array) -> float:
 
 
 def picture_psnr(found: Array, expected: Array) -> float:
-    """The PSNR in dB of pictures in [0, 1], as they would be saved; minus infinity for no picture at all."""
+    """The PSNR in dB of pictures in [0, 1], as they would be saved; minus infinity for no picture at all.
+
+    Pictures that are the same when they are saved have `SAME_PICTURE`.
+    """
     if found.shape != expected.shape or not np.isfinite(found).all():
         return float("-inf")
-    return psnr(_to_uint8(found), _to_uint8(expected))
+    return min(psnr(_to_uint8(found), _to_uint8(expected)), SAME_PICTURE)
 
 
 def unet_limit(half_error: float | None) -> float:

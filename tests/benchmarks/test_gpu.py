@@ -412,6 +412,7 @@ def test_errors_and_their_limits() -> None:
     picture = np.full((4, 4, 3), 0.5, np.float32)
     assert picture_psnr(picture + 2 / 255, picture) == pytest.approx(20 * math.log10(255 / 2))
     assert picture_psnr(picture * np.nan, picture) == -math.inf
+    assert picture_psnr(picture, picture) == 100
     assert unet_limit(1e-3) == pytest.approx(3e-3), "three times the reference's own spread in half precision"
     assert unet_limit(1.0) == 0.5
     assert unet_limit(None) == pytest.approx(0.03)
