@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from safetensors import safe_open
-
 from safelight.runtime.engines import FLAVOURS, EngineIdentity, EngineRecord
 from safelight.runtime.engines.fit import source
 from safelight.runtime.engines.flavours import Flavour, flavour
@@ -145,7 +143,7 @@ def _build(
         scratch.mkdir()
         apart = partial(run_apart, name=network, progress=progress)
         graph, _ = apart(make_graph, folder.path, network, identity.dtype, scratch)
-        refittable = _weight_names(folder, network) if options.strip_weights else ()
+        refittable = tuple(folder.weights(network)) if options.strip_weights else ()
         task = PlanTask(
             flavour=identity.flavour,
             network=network,
@@ -174,13 +172,6 @@ def _build(
         f"with {peak / 1e9:.2f} GB of memory at most"
     )
     return record
-
-
-def _weight_names(folder: ModelFolder, network: str) -> tuple[str, ...]:
-    """The tensors of a network's weight file."""
-    assert folder.manifest is not None
-    with safe_open(folder.file(folder.manifest.components[network].weights), framework="numpy") as file:
-        return tuple(file.keys())
 
 
 def _timing_cache(store: EngineStore, identity: EngineIdentity) -> Path | None:
