@@ -11,6 +11,7 @@ from ..backends import Array, Network, TensorSpec, backend_module, open_network
 from ..manifest import ComponentRecord, TensorRecord
 from ..model_folder import CANONICAL, ModelFolder
 from ..networks import Engine
+from ..networks.safety_checker import DECISIONS, decide
 from .networks import AnsweringEngine, OneAtATime, Signature
 from .picture import fits_window, psnr, ssim
 from .proof import Proof, RecordedCall
@@ -26,6 +27,7 @@ from .report import (
     limit,
     run_limits,
 )
+from .view import View
 
 Progress = Callable[[str], None]
 
@@ -162,10 +164,10 @@ class _Checked:
                     continue
                 answers = _call(name, network, call.arrays())
                 for output, view in call.outputs.items():
-                    answer = answers.get(output, np.empty(0))
-                    if answer.dtype == np.bool_ and arithmetic(self.records[name]) != "float32":
-                        continue  # a score that is another by half precision's error may be on the other side
-                    relative, absolute = view.errors(answer)
+                    if output == DECISIONS and arithmetic(self.records[name]) != "float32":
+                        # a score near 0 may be on its other side in half precision: the decision is to follow from it
+                        view = View.of(decide(answers["special_scores"], answers["concept_scores"]))
+                    relative, absolute = view.errors(answers.get(output, np.empty(0)))
                     found = replace(found, absolute_error=max(found.absolute_error, absolute))
                     if relative >= found.relative_error:
                         call_name = f"call {number} ({call.origin})"

@@ -10,6 +10,26 @@ from ..config import FrozenConfig
 from ..model_folder import ModelFolder
 from .engine import Engine, read_config
 
+#: the output that says which pictures are not safe for work
+DECISIONS = "has_nsfw_concepts"
+#: what a special care concept that is found adds to the other scores; scores are rounded to thousandths first
+_ADJUSTMENT, _ROUNDING = np.float32(0.01), 1000
+
+
+def decide(special_scores: Array, concept_scores: Array) -> Array:
+    """Which pictures are not safe for work, (batch,) of bool, as the network concludes it from its scores.
+
+    Args:
+        special_scores: (batch, 3), float32.
+        concept_scores: (batch, 17), float32.
+    """
+    adjusted = concept_scores + _ADJUSTMENT * _any_found(special_scores)[:, None]
+    return _any_found(adjusted)
+
+
+def _any_found(scores: Array) -> Array:
+    return np.asarray((np.round(scores * _ROUNDING) > 0).any(axis=1))
+
 
 class StableDiffusionSafetyChecker:
     """Finds pictures that are not safe for work. The network is opened when it is first used."""
@@ -30,7 +50,7 @@ class StableDiffusionSafetyChecker:
             images: (batch, height, width, 3); left as they are.
             clip_input: the same, (batch, 3, height, width), as `CLIPImageProcessor` makes it.
         """
-        found = self.network({"clip_input": clip_input}, ["has_nsfw_concepts"])["has_nsfw_concepts"]
+        found = self.network({"clip_input": clip_input}, [DECISIONS])[DECISIONS]
         return np.where(found[:, None, None, None], np.zeros_like(images), images), found.tolist()
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from safelight.export.folder import export_model
 from safelight.export.options import ExportOptions
 from safelight.runtime.backends import Array, open_network
 from safelight.runtime.cli import main
+from safelight.runtime.fidelity import Proof, check
 from safelight.runtime.image_processor import CLIPImageProcessor
 from safelight.runtime.model_folder import open_model_folder
+from safelight.runtime.networks.safety_checker import DECISIONS, decide
 
 LAYERS = 3
 
@@ -74,7 +77,11 @@ def photographs(checked_checkpoint: Path) -> Array:
 
 @pytest.mark.parametrize("options", [{}, {"opset": 18}, {"weights_dtype": "fp16"}, {"dtype": "fp16"}], ids=str)
 def test_every_graph_is_diffusers_network(
-    checkpoint: Path, tmp_path: Path, photographs: Array, options: dict[str, Any]
+    checkpoint: Path,
+    tmp_path: Path,
+    photographs: Array,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     theirs = StableDiffusionSafetyChecker.from_pretrained(checkpoint / "safety_checker").requires_grad_(False)
     embeds = theirs.visual_projection(theirs.vision_model(torch.from_numpy(photographs)).pooler_output)
@@ -94,6 +101,19 @@ def test_every_graph_is_diffusers_network(
         result = open_network(path)({"clip_input": photographs})
         assert np.abs(result["concept_scores"] - expected).max() < tolerance
         assert result["has_nsfw_concepts"].tolist() == found
+        assert decide(result["special_scores"], result["concept_scores"]).tolist() == found
+
+    # a graph that concludes the opposite from the same scores does not validate
+    right = sys.modules[check.__module__]._call  # type: ignore[attr-defined]
+
+    def inverted(name: str, *arguments: Any) -> dict[str, Array]:
+        answers: dict[str, Array] = right(name, *arguments)
+        return {output: ~answer if output == DECISIONS else answer for output, answer in answers.items()}
+
+    monkeypatch.setattr(sys.modules[check.__module__], "_call", inverted)
+    folder = open_model_folder(tmp_path / "out")
+    (failure, *_) = check(folder, Proof.read(folder)).failures
+    assert DECISIONS in failure
 
 
 @pytest.fixture
