@@ -197,11 +197,24 @@ def test_exported_output_is_the_oracles(published: Published, tmp_path: Path) ->
     export_model(open_checkpoint(tmp_path / "checkpoint"), tmp_path / "model", ExportOptions())
     seconds = time.perf_counter() - started
     graph = {"vae": "vae_decoder"}.get(published.component, published.component)
-    network = open_network(open_model_folder(tmp_path / "model").graph(graph, "onnxruntime-cpu"))
+    folder = open_model_folder(tmp_path / "model")
+    network = open_network(folder.graph(graph, "onnxruntime-cpu"))
     found = network(inputs, list(expected))
     error = max(relative(found[name], expected[name]) for name in expected)
     assert error < LIMIT
-    record(published.name, parameters=published.parameters, relative_error=error, export_seconds=round(seconds))
+    assert folder.manifest is not None
+    shares = {}  # of the spread, of which a 32nd passes
+    for name, component in folder.manifest.components.items():
+        assert component.fidelity is not None
+        errors = [each["relative_error"] for each in component.fidelity["graphs"].values()]
+        shares[name] = max(errors) / component.fidelity["half_precision"]
+    record(
+        published.name,
+        parameters=published.parameters,
+        relative_error=error,
+        shares_of_spread=shares,
+        export_seconds=round(seconds),
+    )
 
 
 def example(published: Published) -> dict[str, np.ndarray]:
