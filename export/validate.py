@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from safelight.runtime.backends import COMPILED
+from safelight.runtime.engine_arguments import add_engine_arguments, engine_of
 from safelight.runtime.fidelity import Proof, Report, RunOptions, check
 from safelight.runtime.model_folder import ModelFolder, open_model_folder
 
@@ -20,11 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="an exported folder")
     parser.add_argument("--show", action="store_true", help="print the report that the folder carries; run nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
-    parser.add_argument("--backend", default="onnxruntime", help="(default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument(
-        "--engines", type=Path, metavar="DIR", help="where safelight build has put them (default: the cache)"
-    )
+    add_engine_arguments(parser, backend="onnxruntime")
     parser.add_argument("--target", help="run the graphs of this target alone, such as onnx (default: all that can be)")
     parser.add_argument("--atol", type=float, help="largest absolute error that passes (default: limits of the proof)")
     parser.add_argument(
@@ -69,9 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = check(
         folder,
         Proof.read(folder),
-        backend=arguments.backend,
-        device=arguments.device,
-        engines=arguments.engines,
+        **engine_of(arguments),
         target=arguments.target,
         atol=arguments.atol,
         progress=_progress,

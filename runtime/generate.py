@@ -3,7 +3,6 @@
 import argparse
 import inspect
 import itertools
-import json
 import logging
 import re
 import secrets
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .engine_arguments import add_engine_arguments, engine_of, named_value
 from .image import image_grid, read_parameters, save_png
 from .image_input import resize_image
 from .input_files import (
@@ -114,10 +114,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vae", help="a folder or hub id: another autoencoder, such as a tiny one, instead of the model's"
     )
     parser.add_argument("--no-safety-checker", action="store_true", help="give pictures back without looking at them")
-    parser.add_argument("--backend", default="onnxruntime", help="(default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    add_engine_arguments(parser)
     parser.add_argument(
-        "--engines", type=Path, metavar="DIR", help="where safelight build has put them (default: the cache)"
+        "--low-memory", action="store_true", help="open each network when it is needed, and close it after its part"
     )
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
 
@@ -131,9 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
     started = perf_counter()
     pipeline = open_pipeline(
         request.parameters,
-        backend=arguments.backend,
-        device=arguments.device,
-        engines=arguments.engines,
+        low_memory=arguments.low_memory,
+        **engine_of(arguments),
         safety_checker=not arguments.no_safety_checker,
     )
     timings = {"open": perf_counter() - started}
@@ -211,7 +209,7 @@ def open_pipeline(parameters: Mapping[str, Any], *, safety_checker: bool = True,
     Args:
         parameters: of the picture.
         safety_checker: whether the model's own looks at the pictures.
-        **engine: `backend`, `device` and `engines`, of `DiffusionPipeline.from_pretrained`.
+        **engine: `backend`, `device`, `precision` and their kin, of `DiffusionPipeline.from_pretrained`.
     """
     model = parameters["model"]
     path = bundled_model() if model == BUNDLED else model
@@ -264,7 +262,9 @@ def _request(arguments: argparse.Namespace) -> Request:
     if arguments.textual_inversion:
         parameters[EMBEDDINGS] = [str(path) for path in arguments.textual_inversion]
     if arguments.scheduler_option:
-        parameters["scheduler_options"] = dict(_option(text) for text in arguments.scheduler_option)
+        parameters["scheduler_options"] = dict(
+            named_value("--scheduler-option", text) for text in arguments.scheduler_option
+        )
     if arguments.prompt:
         parameters["prompt"] = arguments.prompt[0] if len(arguments.prompt) == 1 else arguments.prompt
     parameters.pop(CONTENTS, None)
@@ -287,17 +287,6 @@ def _request(arguments: argparse.Namespace) -> Request:
         grid=bool(parameters.get("grid")),
         parameters=parameters,
     )
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """The name and the value of NAME=VALUE; a value that is no JSON is a string."""
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise ValueError(f"--scheduler-option must be NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def _save(images: Any, request: Request, parameters: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:

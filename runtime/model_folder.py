@@ -55,6 +55,15 @@ class ModelFolder:
         recorded = self.manifest is not None and name in self.manifest.components
         return name in self.components and (recorded or (self.path / name).is_dir())
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights of all networks."""
+        if self.manifest is not None:
+            weights = {record.weights for record in self.manifest.components.values()}
+            return sum(record.size for name, record in self.manifest.files.items() if name in weights)
+        found = [*self.path.glob("*/*.onnx_data"), *self.path.glob("*/*.onnx")]
+        return sum(path.stat().st_size for path in found if path.is_file())
+
     def has_graph(self, network: str) -> bool:
         """Whether the folder holds this network ("unet", "vae_decoder", ...)."""
         return (self.path / network / GRAPH).is_file()

@@ -245,4 +245,10 @@ def _open(folder: ModelFolder, engine: Engine, component: str, rows: Sequence[in
     if not np.isfinite(matrix[list(rows)]).all():
         raise ValueError(f"an embedding has numbers that are not finite in {matrix.dtype}, the text encoder's weights")
     graph = folder.graph(component, backend_module(engine.backend).target(engine.device))
-    return open_network(graph, backend=engine.backend, device=engine.device, initializers={TOKEN_EMBEDDING: matrix})
+    return open_network(
+        graph,
+        backend=engine.backend,
+        device=engine.device,
+        initializers={TOKEN_EMBEDDING: matrix},
+        tuning=engine.tuned(component),
+    )

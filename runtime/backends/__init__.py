@@ -6,9 +6,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .protocol import Array, Network, TensorSpec
+from .protocol import AUTO, PRECISIONS, Array, Network, TensorSpec, Tuning
 
-__all__ = ["BACKENDS", "COMPILED", "ON_GPU", "Array", "Network", "TensorSpec", "backend_module", "open_network"]
+__all__ = [
+    "AUTO",
+    "BACKENDS",
+    "COMPILED",
+    "ON_GPU",
+    "PRECISIONS",
+    "Array",
+    "Network",
+    "TensorSpec",
+    "Tuning",
+    "backend_module",
+    "open_network",
+]
 
 #: name -> the module that implements it: `open_network(graph, device=...)`, `target(device)`, `describe()`
 BACKENDS: Mapping[str, str] = MappingProxyType(
@@ -16,6 +28,7 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
         "onnxruntime": ".onnxruntime",
         "onnxruntime-tensorrt": ".onnxruntime.tensorrt",
         "onnxruntime-tensorrt-rtx": ".onnxruntime.tensorrt_rtx",
+        "openvino": ".openvino",
         "tensorrt": ".tensorrt.standard",
         "tensorrt-rtx": ".tensorrt.rtx",
     }
@@ -44,6 +57,7 @@ def open_network(
     backend: str = "onnxruntime",
     device: str = "cpu",
     initializers: Mapping[str, Array] | None = None,
+    tuning: Tuning | None = None,
 ) -> Network:
     """Opens one graph with the engine named.
 
@@ -52,15 +66,17 @@ def open_network(
         backend: a key of `BACKENDS`.
         device: where the engine runs it.
         initializers: weights by name, to use in place of those in the graph's weight file; of their shape and dtype.
+        tuning: how the engine computes; as the graph says, when None.
 
     Raises:
-        ValueError: an unknown backend or device, one that opens no graphs, a graph that the engine cannot open, or
-            initializers that do not fit.
+        ValueError: an unknown backend, device, precision or option, one that opens no graphs, a graph that the engine
+            cannot open, or initializers that do not fit.
         FileNotFoundError: there is no such graph.
         ModuleNotFoundError: the engine is not installed.
     """
     if backend in COMPILED:
         raise ValueError(f"the {backend} backend runs engines, which safelight build compiles, and cannot open {graph}")
-    options = {} if initializers is None else {"initializers": initializers}  # a backend may do without
+    given = {"initializers": initializers, "tuning": tuning if tuning != Tuning() else None}
+    options = {name: value for name, value in given.items() if value is not None}  # a backend may do without
     network: Network = backend_module(backend).open_network(graph, device=device, **options)
     return network

@@ -1,13 +1,39 @@
 """What the runtime asks of an engine: a network is a callable from named arrays to named arrays."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+#: of the arithmetic: what `--dtype` of an export calls them
+PRECISIONS = ("fp32", "bf16", "fp16")
+#: the fastest of them that the device computes in natively
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How an engine computes. What it cannot do, it refuses by name; nothing is left out silently."""
+
+    precision: str | None = None  # one of `PRECISIONS`, or `AUTO`; that of the graph when None
+    threads: int | None = None  # of the CPU; the engine's own choice when None
+    options: Mapping[str, Any] = field(default_factory=dict)  # the engine's own, by its own names
+
+    def __post_init__(self) -> None:
+        """Refuses what no engine has.
+
+        Raises:
+            ValueError: an unknown precision, or fewer threads than one.
+        """
+        if self.precision is not None and self.precision not in (*PRECISIONS, AUTO):
+            known = ", ".join((*PRECISIONS, AUTO))
+            raise ValueError(f"unknown precision {self.precision!r}; known: {known}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
 
 
 @dataclass(frozen=True)

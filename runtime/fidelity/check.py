@@ -42,6 +42,9 @@ def check(
     backend: str = "onnxruntime",
     device: str = "cpu",
     engines: Path | None = None,
+    precision: str | Mapping[str, str] | None = None,
+    threads: int | None = None,
+    engine_options: Mapping[str, Any] | None = None,
     target: str | None = None,
     atol: float | None = None,
     progress: Progress = lambda _: None,
@@ -54,6 +57,9 @@ def check(
         backend: the engine.
         device: where it runs.
         engines: the folder of the engines, where the backend runs those and no graphs; the user's cache when None.
+        precision: see `DiffusionPipeline.from_pretrained`, as for the next two.
+        threads: of the CPU.
+        engine_options: the engine's own.
         target: the only graphs to run; all that the engine can run when None.
         atol: the largest absolute error that passes, in place of the proof's limits.
         progress: told one line a network.
@@ -65,7 +71,15 @@ def check(
     """
     assert folder.manifest is not None
     records = folder.manifest.components
-    engine = Engine.of(backend, device, engines)
+    engine = Engine.of(
+        folder,
+        backend=backend,
+        device=device,
+        engines=engines,
+        precision=precision,
+        threads=threads,
+        engine_options=engine_options,
+    )
     known = {name for record in records.values() for name in record.graphs}
     if target is not None and (engine.compiled or target not in known):
         has = f"{backend} runs no graphs" if engine.compiled else f"it has {', '.join(sorted(known))}"
@@ -194,7 +208,9 @@ class _Checked:
             return self.engine.open(self.folder, name)
         graph = self.folder.graph(name, target)
         try:
-            return open_network(graph, backend=self.engine.backend, device=self.engine.device)
+            return open_network(
+                graph, backend=self.engine.backend, device=self.engine.device, tuning=self.engine.tuned(name)
+            )
         except (RuntimeError, ValueError) as error:
             raise FidelityError(f"{name}: {error}") from error
 

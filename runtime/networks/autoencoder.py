@@ -16,7 +16,7 @@ from ..model_folder import ModelFolder, open_model_folder
 from ..random import Generator, randn
 from ..source import local_model
 from ..tiling import decode_tiled, encode_tiled, sliced
-from .engine import Engine, float32, read_config
+from .engine import Engine, engine_options, float32, read_config
 
 _TILE_OVERLAP = 0.25  # of a tile's side, as in diffusers
 
@@ -81,30 +81,25 @@ class Autoencoder(ABC):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
-        *,
-        backend: str = "onnxruntime",
-        device: str = "cpu",
-        engines: str | Path | None = None,
-        **source: Any,
+        **options: Any,
     ) -> Self:
         """Opens the autoencoder of a model folder, a checkpoint or a hub id.
 
         Args:
             pretrained_model_name_or_path: see `DiffusionPipeline.from_pretrained`; or an autoencoder alone.
-            backend: the engine that runs it.
-            device: where it runs it.
-            engines: see `DiffusionPipeline.from_pretrained`.
-            **source: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
+            **options: as of `DiffusionPipeline.from_pretrained`: the engine's (`backend`, `device`, `precision` and
+                their kin), and the source's (`variant`, `revision`, `token`, `cache_dir`, `local_files_only`).
 
         Raises:
             FileNotFoundError: there is no such folder or hub id.
             ValueError: the folder's autoencoder is of another class.
         """
+        engine, source = engine_options(options)
         folder = open_model_folder(local_model(pretrained_model_name_or_path, **source))
         found = folder.class_of("vae")
         if found != cls.__name__:
             raise ValueError(f"{folder.path} has no {cls.__name__}: its vae is a {found}")
-        return cls.open(folder, Engine.of(backend, device, engines))
+        return cls.open(folder, Engine.of(folder, **engine))
 
     @classmethod
     def open(cls, folder: ModelFolder, engine: Engine, component: str = "vae") -> Self:
@@ -238,14 +233,12 @@ class AutoencoderTiny(Autoencoder):
         return CertainLatents(self._run(self._encoded, encode_tiled, sample))
 
 
-def open_autoencoder(
-    pretrained_model_name_or_path: str | Path,
-    *,
-    backend: str = "onnxruntime",
-    device: str = "cpu",
-    engines: str | Path | None = None,
-) -> Autoencoder:
+def open_autoencoder(pretrained_model_name_or_path: str | Path, **engine: Any) -> Autoencoder:
     """The autoencoder of a model folder, a checkpoint or a hub id, of whichever class it is.
+
+    Args:
+        pretrained_model_name_or_path: see `DiffusionPipeline.from_pretrained`.
+        **engine: for `Engine.of`.
 
     Raises:
         FileNotFoundError: there is no such folder or hub id.
@@ -255,5 +248,5 @@ def open_autoencoder(
     found = folder.class_of("vae")
     for kind in (AutoencoderKL, AutoencoderTiny):
         if found == kind.__name__:
-            return kind.open(folder, Engine.of(backend, device, engines))
+            return kind.open(folder, Engine.of(folder, **engine))
     raise ValueError(f"{folder.path} has no AutoencoderKL and no AutoencoderTiny: its vae is a {found}")

@@ -1,15 +1,17 @@
 """What opens a network, and the configuration beside its graph."""
 
+import inspect
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from ..backends import COMPILED, Array, Network, backend_module, open_network
+from ..backends import COMPILED, Array, Network, Tuning, backend_module, open_network
+from ..backends.choice import chosen_backend
 from ..config import FrozenConfig
 from ..model_folder import ModelFolder
 
@@ -18,22 +20,64 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Engine:
-    """Which backend opens a network, and on which device."""
+    """Which backend opens a network, on which device, and how it computes there."""
 
     backend: str = "onnxruntime"
     device: str = "cpu"
     engines: Path | None = None  # where a backend that runs compiled engines finds them; the user's cache when None
+    tuning: Tuning = field(default_factory=Tuning)
+    precisions: Mapping[str, str] = field(default_factory=dict)  # network -> its own, in place of the tuning's
+    low_memory: bool = False  # whether a network is opened for what it has to do, and closed after that
 
     @classmethod
-    def of(cls, backend: str, device: str, engines: str | Path | None) -> "Engine":
-        """The engine that a user names.
+    def of(
+        cls,
+        folder: ModelFolder,
+        *,
+        backend: str = "auto",
+        device: str = "cpu",
+        engines: str | Path | None = None,
+        precision: str | Mapping[str, str] | None = None,
+        threads: int | None = None,
+        engine_options: Mapping[str, Any] | None = None,
+        low_memory: bool = False,
+    ) -> "Engine":
+        """The engine that a user names, for a model.
+
+        Args:
+            folder: the model; what "auto" chooses depends on its size.
+            backend: a key of `BACKENDS`, or "auto".
+            device: where it runs.
+            engines: see `DiffusionPipeline.from_pretrained`, as for what follows.
+            precision: one for all networks, or by network; those that are not named keep the graph's.
+            threads: of the CPU.
+            engine_options: the engine's own, by its own names.
+            low_memory: whether networks are open only as long as they work.
 
         Raises:
-            ValueError: a folder of engines for a backend that runs none.
+            ValueError: a folder of engines for a backend that runs none; an unknown precision or network.
         """
+        own = dict(precision) if isinstance(precision, Mapping) else {}
+        tuning = Tuning(
+            precision=None if isinstance(precision, Mapping) else precision,
+            threads=threads,
+            options=dict(engine_options or {}),
+        )
+        for network, each in own.items():
+            replace(tuning, precision=each)  # which refuses an unknown one
+            if not folder.has_graph(network):
+                raise ValueError(f"{folder.path} has no network {network!r}, which precision names")
+        if backend == "auto":
+            precisions = {each for each in (tuning.precision, *own.values()) if each is not None}
+            backend = chosen_backend(folder.weight_bytes, device, precisions).backend
         if engines is not None and backend not in COMPILED:
             raise ValueError(f"engines are of the backends {' and '.join(COMPILED)}; {backend} runs graphs")
-        return Engine(backend, device, None if engines is None else Path(engines))
+        return cls(backend, device, None if engines is None else Path(engines), tuning, own, low_memory)
+
+    def tuned(self, network: str) -> Tuning:
+        """How it computes one of the networks."""
+        precision = self.precisions.get(network)
+        return self.tuning if precision is None else replace(self.tuning, precision=precision)
 
     @property
     def compiled(self) -> bool:
@@ -45,20 +89,30 @@ class Engine:
         where it cannot open that.
         """
         if self.compiled:
+            if self.tuned(network) != Tuning():
+                raise ValueError(f"the {self.backend} backend runs what was compiled: build it with another --dtype")
             opened_engine: Network = backend_module(self.backend).open_engine(
                 folder, network, device=self.device, engines=self.engines
             )
             return opened_engine
         own = folder.graph(network, backend_module(self.backend).target(self.device))
+        how: dict[str, Any] = {"backend": self.backend, "device": self.device, "tuning": self.tuned(network)}
         try:
-            return open_network(own, backend=self.backend, device=self.device)
+            return open_network(own, **how)
         except ValueError as error:
             canonical = folder.graph(network)
             if own == canonical:
                 raise
-            opened = open_network(canonical, backend=self.backend, device=self.device)
+            opened = open_network(canonical, **how)
             logger.warning("%s: %s is used in place of %s: %s", network, canonical.name, own.name, error)
             return opened
+
+
+def engine_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of a `from_pretrained`'s options that are for `Engine.of`, and the others."""
+    own = inspect.signature(Engine.of).parameters.keys()
+    engine = {name: value for name, value in options.items() if name in own}
+    return engine, {name: value for name, value in options.items() if name not in own}
 
 
 #: class -> what it takes, in diffusers and transformers, for keys that a checkpoint's `config.json` leaves out

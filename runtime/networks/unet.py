@@ -11,7 +11,7 @@ from ..backends import Array, Network
 from ..config import FrozenConfig
 from ..model_folder import ModelFolder, open_model_folder
 from ..source import local_model
-from .engine import Engine, float32, read_config
+from .engine import Engine, engine_options, float32, read_config
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,16 @@ class UNet2DModel(_UNet):
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
-        backend: str = "onnxruntime",
-        device: str = "cpu",
-        engines: str | Path | None = None,
         use_safetensors: bool | None = True,
-        **source: Any,
+        **options: Any,
     ) -> Self:
         """Opens the UNet of a model folder, a checkpoint or a hub id.
 
         Args:
             pretrained_model_name_or_path: see `DiffusionPipeline.from_pretrained`.
-            backend: the engine that runs it.
-            device: where it runs it.
-            engines: see `DiffusionPipeline.from_pretrained`.
             use_safetensors: must not be False: pickled weights are never loaded.
-            **source: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
+            **options: as of `DiffusionPipeline.from_pretrained`: the engine's (`backend`, `device`, `precision` and
+                their kin), and the source's (`variant`, `revision`, `token`, `cache_dir`, `local_files_only`).
 
         Raises:
             FileNotFoundError: there is no such folder or hub id, or it has no UNet.
@@ -82,11 +77,12 @@ class UNet2DModel(_UNet):
         """
         if use_safetensors is False:
             raise ValueError("use_safetensors=False asks for pickled weights, which are never loaded")
+        engine, source = engine_options(options)
         folder = open_model_folder(local_model(pretrained_model_name_or_path, **source))
         found = folder.class_of("unet")
         if found != cls.__name__:
             raise ValueError(f"{folder.path} has no {cls.__name__}: its unet is a {found}")
-        return open_unconditional_unet(folder, Engine.of(backend, device, engines))  # type: ignore[return-value]
+        return open_unconditional_unet(folder, Engine.of(folder, **engine))  # type: ignore[return-value]
 
     def to(self, device: str) -> Self:
         """Reopens the network on a device; the model itself is returned.

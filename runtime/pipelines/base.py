@@ -56,9 +56,13 @@ class DiffusionPipeline(ABC):
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
-        backend: str = "onnxruntime",
+        backend: str = "auto",
         device: str = "cpu",
         engines: str | Path | None = None,
+        precision: str | Mapping[str, str] | None = None,
+        threads: int | None = None,
+        engine_options: Mapping[str, Any] | None = None,
+        low_memory: bool = False,
         use_safetensors: bool | None = True,
         variant: str | None = None,
         revision: str | None = None,
@@ -73,10 +77,15 @@ class DiffusionPipeline(ABC):
         Args:
             pretrained_model_name_or_path: an exported folder, a checkpoint (exported once, into the cache, where the
                 export extra is installed), or the id of either on the hub.
-            backend: the engine that runs the networks.
-            device: where it runs them: "cpu", "cuda", "cuda:1".
+            backend: the engine that runs the networks; "auto" is the fastest that is installed, see `safelight doctor`.
+            device: where it runs them: "cpu", "cuda", "cuda:1"; with OpenVINO also "gpu", "gpu:1", "npu".
             engines: the folder where `safelight build` has put the engines of the backends "tensorrt" and
                 "tensorrt-rtx"; the user's cache when None.
+            precision: of the arithmetic: "fp32", "bf16", "fp16", or "auto" for the fastest that the device has; for all
+                networks, or by network, `{"unet": "bf16"}`. What is not named is computed as it was exported.
+            threads: of the CPU; the engine's own choice when None.
+            engine_options: the engine's own options, by its own names.
+            low_memory: whether each network is opened when it is needed and closed after its part of a picture.
             use_safetensors: must not be False: pickled weights are never loaded.
             variant: of a checkpoint's weights, such as "fp16".
             revision: of a hub id: a branch, a tag or a commit.
@@ -89,7 +98,8 @@ class DiffusionPipeline(ABC):
 
         Raises:
             FileNotFoundError: there is no such folder, or it lacks a component; or there is no engine of one.
-            ValueError: the folder is no model; an unknown backend, device, scheduler or pipeline class.
+            ValueError: the folder is no model; an unknown backend, device, precision, engine option, scheduler or
+                pipeline class; a precision that the device lacks.
             ModuleNotFoundError: the engine is not installed; or a checkpoint was given and the export extra is not.
             TypeError: a component that the pipeline does not have.
         """
@@ -107,9 +117,10 @@ class DiffusionPipeline(ABC):
         if requires_safety_checker is not None:
             folder = replace(folder, index={**folder.index, "requires_safety_checker": requires_safety_checker})
         pipeline_class = cls._class_for(folder)
-        if precision := components.keys() & {"torch_dtype", "dtype"}:
+        if torch_words := components.keys() & {"torch_dtype", "dtype"}:
             raise TypeError(
-                f"{precision.pop()} is the folder's: choose it at the export, safelight export --dtype fp16"
+                f"{torch_words.pop()} is the folder's: choose it at the export, safelight export --dtype fp16, or "
+                'precision="bf16" for the arithmetic of an engine that has it'
             )
         components = {
             name: part
@@ -119,7 +130,16 @@ class DiffusionPipeline(ABC):
         if unknown := components.keys() - set(pipeline_class.component_names):
             known = ", ".join(pipeline_class.component_names)
             raise TypeError(f"{pipeline_class.__name__} has no component {', '.join(sorted(unknown))}; it has {known}")
-        engine = Engine.of(backend, device, engines)
+        engine = Engine.of(
+            folder,
+            backend=backend,
+            device=device,
+            engines=engines,
+            precision=precision,
+            threads=threads,
+            engine_options=engine_options,
+            low_memory=low_memory,
+        )
         left_out = {name: None for name in pipeline_class.optional_components if not folder.has_component(name)}
         opened = {**left_out, **components}
         opened |= open_components(folder, engine, [n for n in pipeline_class.component_names if n not in opened])

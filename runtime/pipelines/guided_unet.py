@@ -30,6 +30,8 @@ class GuidedUNet:
     guidance_scale: float
     guidance_rescale: float = 0.0
     channels: Array | None = None  # (batch or branches * batch, channels, height, width): appended to the latents
+    calls: int = 1  # that a picture takes: one for each of the loop's timesteps
+    done: int = 0  # of these
 
     @property
     def branches(self) -> int:
@@ -43,6 +45,7 @@ class GuidedUNet:
 
     def __call__(self, sample: Array, timestep: float) -> Array:
         """The guided prediction for latents, (batch, latent channels, height, width)."""
+        self.done += 1
         samples = np.concatenate([sample] * self.branches)
         if self.channels is not None:
             channels = np.concatenate([self.channels] * (len(samples) // len(self.channels)))

@@ -298,6 +298,7 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
         """The latents at the end of the loop."""
         self.interrupt = False
         self._guidance_scale = predict.guidance_scale
+        predict.calls, predict.done = len(start.timesteps), 0
         with self.progress_bar(len(start.timesteps)) as bar:
 
             def on_step(index: int, timestep: float, latents: Array) -> Array:

@@ -175,7 +175,7 @@ def test_limits_come_from_the_spread_and_pass_no_zeros() -> None:
 def test_float32_is_tf32_on_a_gpu(device: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
-    def on_the_cpu(graph: Path, *, backend: str, device: str) -> Any:
+    def on_the_cpu(graph: Path, *, backend: str, device: str, **_: Any) -> Any:
         opened.append(device)
         return open_network(graph, backend=backend)
 

@@ -10,7 +10,7 @@ except ModuleNotFoundError as error:
         "the onnxruntime backend needs: pip install 'safelight[cpu]', or 'safelight[gpu]' with an NVIDIA GPU"
     ) from error
 
-from ..protocol import Array
+from ..protocol import AUTO, Array, Tuning
 from .cuda import cuda_place
 from .network import OnnxRuntimeNetwork
 from .session import Place
@@ -22,12 +22,22 @@ def open_network(
     graph: Path,
     *,
     device: str = "cpu",
-    threads: int | None = None,
     initializers: Mapping[str, Array] | None = None,
     provider_options: Mapping[str, str] | None = None,
+    tuning: Tuning | None = None,
 ) -> OnnxRuntimeNetwork:
-    """Opens a graph; see `OnnxRuntimeNetwork`, and `place` for devices and their options."""
-    return OnnxRuntimeNetwork(graph, place(device, provider_options), threads=threads, initializers=initializers)
+    """Opens a graph; see `OnnxRuntimeNetwork`, and `place` for devices and their options.
+
+    Raises:
+        ValueError: a precision or an option that ONNX Runtime does not have.
+    """
+    tuning = tuning or Tuning()
+    if tuning.precision not in (None, AUTO, "fp32"):
+        raise ValueError(f"ONNX Runtime does not compute in {tuning.precision}: use backend='openvino'")
+    if tuning.options:
+        raise ValueError(f"the onnxruntime backend has no option {', '.join(sorted(tuning.options))}")
+    where = place(device, provider_options)
+    return OnnxRuntimeNetwork(graph, where, threads=tuning.threads, initializers=initializers)
 
 
 def place(device: str, provider_options: Mapping[str, str] | None = None) -> Place:
