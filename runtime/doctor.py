@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .backends import BACKENDS, COMPILED, ON_GPU, backend_module
+from .backends import BACKENDS, COMPILED, ON_GPU, Tuning, backend_module
+from .backends.choice import COMPILED_FROM, chosen_backend
 from .engines.store import default_store
 from .model_folder import open_model_folder
 from .networks import Engine, open_unet
+from .processor import this_processor
 from .source import bundled_model, cache_folder
 
 SUMMARY = "show what is installed, which backends work here, and how to mend what does not"
@@ -28,6 +30,7 @@ PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime-ep-nv-tensorrt-rtx-cu12",
     "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    "openvino",
 )
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript", "onnxruntime"),
@@ -47,7 +50,8 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Looks at packages, backends, the bundled model and the cache; nothing is changed."""
-    return [*_packages(), *_extras(), *(_backend(name) for name in BACKENDS), _cuda(), _cache()]
+    backends = [_backend(name) for name in BACKENDS]
+    return [*_packages(), *_extras(), _processor(), *backends, _choice(), _cuda(), _cache()]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +117,8 @@ def _backend(name: str) -> Finding:
         return Finding(f"backend {name}", False, "cannot be imported", str(error))
     if name in COMPILED:
         return _compiled(name, detail)
-    return _tried(f"backend {name}", detail, Engine(name, "cuda" if name in ON_GPU else "cpu"))
+    tuning = Tuning(options={"cache": False}) if name == "openvino" else Tuning()  # nothing is written here
+    return _tried(f"backend {name}", detail, Engine(name, "cuda" if name in ON_GPU else "cpu", tuning=tuning))
 
 
 def _compiled(name: str, detail: str) -> Finding:
@@ -127,6 +132,26 @@ def _compiled(name: str, detail: str) -> Finding:
         return Finding(f"backend {name}", False, f"{detail}; {error}", "engines can be built here, not run")
     engines = f"{len(default_store().names())} engines in {default_store().folder}"
     return Finding(f"backend {name}", True, f"{detail}; {', '.join(gpus)}; {engines}")
+
+
+def _processor() -> Finding:
+    """The CPU, and what it computes in fastest."""
+    try:
+        precision = backend_module("openvino").fastest_precision("cpu")
+    except ImportError:
+        precision = "fp32"
+    return Finding("processor", True, f"{this_processor()}; --precision auto is {precision}")
+
+
+def _choice() -> Finding:
+    """What `--backend auto` is on the CPU, for a model that is large and for one that is not."""
+    large, small = chosen_backend(COMPILED_FROM, "cpu"), chosen_backend(COMPILED_FROM - 1, "cpu")
+    size = f"{COMPILED_FROM / 1e6:.0f} MB of weights"
+    if large == small:
+        return Finding("auto", True, f"{large.backend}: {large.reason}")
+    return Finding(
+        "auto", True, f"from {size} on {large.backend}: {large.reason}; below {small.backend}: {small.reason}"
+    )
 
 
 def _cuda() -> Finding:

@@ -13,14 +13,18 @@ from .proof import Spread
 _ARITHMETIC = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 #: float32 whose products have float16's precision: what engines may do with it
 TF32 = "tf32"
+#: 8-bit integers, whatever the layers between them compute in: what a quantized network does
+INT8 = "int8"
 #: how many times the reference's own float16 spread an error may be, by the dtype of the arithmetic
-SPREADS_ALLOWED: Mapping[str, float] = {"float32": 1 / 32, "float16": 3.0, "bfloat16": 24.0, TF32: 3.0}
+SPREADS_ALLOWED: Mapping[str, float] = {"float32": 1 / 32, "float16": 3.0, "bfloat16": 24.0, TF32: 3.0, INT8: 64.0}
 #: the same of the run's drift, which small differences add up to
-DRIFTS_ALLOWED: Mapping[str, float] = {"float32": 1 / 16, "float16": 4.0, "bfloat16": 32.0, TF32: 4.0}
+DRIFTS_ALLOWED: Mapping[str, float] = {"float32": 1 / 16, "float16": 4.0, "bfloat16": 32.0, TF32: 4.0, INT8: 64.0}
 #: no limit is above this: an output of zeros has an error of 1
 LARGEST_LIMIT = 0.5
 #: how much worse than its limit's base a picture may be, in dB, and what is asked of none
 _PSNR_SLACK, _PSNR_ENOUGH = 6.0, 50.0
+#: dB that are asked of every quantized run: below, a picture differs to the eye
+_PSNR_QUANTIZED = 30.0
 
 
 class FidelityError(ValueError):
@@ -28,10 +32,26 @@ class FidelityError(ValueError):
 
 
 def arithmetic(record: ComponentRecord) -> str:
-    """The dtype that a network computes in: what the record says, or that of its first floating-point output."""
+    """The dtype that a network computes in: what the record says, or that of its first floating-point output.
+
+    That of a quantized network is `INT8`, where its weights alone are, too.
+    """
+    if record.quantization is not None:
+        return INT8
     if record.dtype is not None:
         return _ARITHMETIC[record.dtype]
     return next(tensor.dtype for tensor in record.outputs if "float" in tensor.dtype)
+
+
+def computed_in(record: ComponentRecord, precision: str | None) -> str:
+    """The dtype that an engine computes a network in: the coarser of the network's own and the engine's.
+
+    Args:
+        record: of the network.
+        precision: that the engine was asked for; the network's own when None.
+    """
+    dtypes = {arithmetic(record), *([] if precision is None else [_ARITHMETIC[precision]])}
+    return max(dtypes, key=SPREADS_ALLOWED.__getitem__)
 
 
 def engine_arithmetic(identity: EngineIdentity) -> str:
@@ -234,6 +254,8 @@ def run_limits(
     exact = widest == "float32" and weights == 0
     factor = DRIFTS_ALLOWED[widest if exact or widest != "float32" else "float16"]
     psnr = half_psnr if exact else half_psnr - _PSNR_SLACK - 20 * math.log10(factor / DRIFTS_ALLOWED["float16"])
+    if widest == INT8:
+        psnr = max(psnr, _PSNR_QUANTIZED)
     return [min(LARGEST_LIMIT, factor * drift) for drift in half_drift], min(psnr, _PSNR_ENOUGH)
 
 
