@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .backends import Array, Network, TensorSpec, backend_module, open_network
+from .backends import Array, Network, TensorSpec
 from .model_folder import ModelFolder
 from .networks import CLIPTextModel, CLIPTextModelWithProjection, Engine
 from .tokenizer import CLIPTokenizer
@@ -239,16 +239,15 @@ def _open(folder: ModelFolder, engine: Engine, component: str, rows: Sequence[in
             f"the {engine.backend} backend cannot be taught a word: its text encoder is compiled; "
             "use backend='onnxruntime' with textual inversions"
         )
-    matrix = np.array(folder.tensor(component, TOKEN_EMBEDDING))  # (vocabulary, width)
+    dtype = folder.tensor(component, TOKEN_EMBEDDING).dtype
     with np.errstate(over="ignore"):
-        matrix[list(rows)] = vectors
-    if not np.isfinite(matrix[list(rows)]).all():
-        raise ValueError(f"an embedding has numbers that are not finite in {matrix.dtype}, the text encoder's weights")
-    graph = folder.graph(component, backend_module(engine.backend).target(engine.device))
-    return open_network(
-        graph,
-        backend=engine.backend,
-        device=engine.device,
-        initializers={TOKEN_EMBEDDING: matrix},
-        tuning=engine.tuned(component),
-    )
+        stored = np.asarray(vectors).astype(dtype)
+    if not np.isfinite(stored).all():
+        raise ValueError(f"an embedding has numbers that are not finite in {dtype}, the text encoder's weights")
+
+    def initializers() -> dict[str, Array]:
+        matrix = np.array(folder.tensor(component, TOKEN_EMBEDDING))  # (vocabulary, width)
+        matrix[list(rows)] = stored
+        return {TOKEN_EMBEDDING: matrix}
+
+    return engine.open_with(folder, component, initializers)

@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
-from safelight.runtime import CLIPTextModel, CLIPTokenizer, bundled_model, textual_inversion
+from safelight.runtime import CLIPTextModel, CLIPTokenizer, bundled_model
 from safelight.runtime.backends import Array, open_network
 from safelight.runtime.conditioning import PromptEncoder, encode_prompts
 from safelight.runtime.model_folder import ModelFolder, open_model_folder
@@ -161,14 +161,13 @@ def test_networks_that_are_replaced_or_in_vain_are_closed(
         opened.append(open_network(*arguments, **options))
         return opened[-1]
 
-    monkeypatch.setattr(textual_inversion, "open_network", spy)
+    monkeypatch.setattr("safelight.runtime.networks.engine.open_network", spy)
     model.load(one_vector)
     with pytest.raises(ValueError, match="already"):
         model.load(many_vectors, "<cat-toy>")
     model.load(many_vectors)
     assert [is_closed(network) for network in opened] == [True, True, True, False]
     reopened = open_text_encoder(model.folder, model.engine)
-    opened.append(reopened.network)
     keep_textual_inversions(model.text_encoder, reopened, folder=model.folder, engine=model.engine)
     assert [is_closed(network) for network in opened[3:]] == [False, True, False]
     reopened.close()

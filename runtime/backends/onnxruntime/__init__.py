@@ -10,12 +10,13 @@ except ModuleNotFoundError as error:
         "the onnxruntime backend needs: pip install 'safelight[cpu]', or 'safelight[gpu]' with an NVIDIA GPU"
     ) from error
 
-from ..protocol import AUTO, Array, Tuning
+from ..protocol import Array, Tuning
 from .cuda import cuda_place
 from .network import OnnxRuntimeNetwork
 from .session import Place
+from .settings import SessionSettings
 
-__all__ = ["OnnxRuntimeNetwork", "describe", "open_network", "place", "target"]
+__all__ = ["OnnxRuntimeNetwork", "describe", "fastest_precision", "open_network", "place", "target"]
 
 
 def open_network(
@@ -26,18 +27,13 @@ def open_network(
     provider_options: Mapping[str, str] | None = None,
     tuning: Tuning | None = None,
 ) -> OnnxRuntimeNetwork:
-    """Opens a graph; see `OnnxRuntimeNetwork`, and `place` for devices and their options.
+    """Opens a graph; see `OnnxRuntimeNetwork`, `place` for devices and their options, `settings` for those of sessions.
 
     Raises:
         ValueError: a precision or an option that ONNX Runtime does not have.
     """
-    tuning = tuning or Tuning()
-    if tuning.precision not in (None, AUTO, "fp32"):
-        raise ValueError(f"ONNX Runtime does not compute in {tuning.precision}: use backend='openvino'")
-    if tuning.options:
-        raise ValueError(f"the onnxruntime backend has no option {', '.join(sorted(tuning.options))}")
-    where = place(device, provider_options)
-    return OnnxRuntimeNetwork(graph, where, threads=tuning.threads, initializers=initializers)
+    settings = SessionSettings.of(tuning)
+    return OnnxRuntimeNetwork(graph, place(device, provider_options), settings=settings, initializers=initializers)
 
 
 def place(device: str, provider_options: Mapping[str, str] | None = None) -> Place:
@@ -51,6 +47,12 @@ def place(device: str, provider_options: Mapping[str, str] | None = None) -> Pla
         ValueError: the device is not known, or not usable; the message says what is missing.
     """
     return Place() if device == "cpu" else cuda_place(device, provider_options)
+
+
+def fastest_precision(device: str) -> str | None:
+    """What "auto" is: the graph's own on any device, for nothing is computed in another."""
+    del device
+    return None
 
 
 def target(device: str) -> str:

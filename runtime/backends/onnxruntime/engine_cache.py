@@ -26,6 +26,15 @@ def engine_folder(kind: str, graph: Path, initializers: Mapping[str, Array], *ve
     Raises:
         PermissionError: others can write to it; the message says how to mend that.
     """
+    root = cache_folder() / kind
+    folder = root / graph_digest(graph, initializers, *versions)
+    for made in (root, folder):
+        make_private_folder(made)
+    return folder
+
+
+def graph_digest(graph: Path, initializers: Mapping[str, Array], *versions: str) -> str:
+    """A name for what an engine makes of exactly this graph, with these weights; see `engine_folder`."""
     digest = hashlib.sha256(graph.read_bytes())
     for file in sorted(check_graph(graph)):
         status = file.stat()
@@ -33,8 +42,4 @@ def engine_folder(kind: str, graph: Path, initializers: Mapping[str, Array], *ve
     for name in sorted(initializers):
         digest.update(name.encode() + initializers[name].tobytes())
     digest.update(" ".join(versions).encode())
-    root = cache_folder() / kind
-    folder = root / digest.hexdigest()[:32]
-    for made in (root, folder):
-        make_private_folder(made)
-    return folder
+    return digest.hexdigest()[:32]

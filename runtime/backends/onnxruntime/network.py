@@ -8,7 +8,9 @@ import onnxruntime as ort
 
 from ..protocol import Array, TensorSpec, checked_inputs, checked_outputs
 from .binding import DeviceSession
+from .optimized_graphs import is_kept, open_kept
 from .session import Place, PlainSession, open_session, reason, shapes, tensor_specs
+from .settings import SessionSettings
 
 
 class OnnxRuntimeNetwork:
@@ -19,7 +21,7 @@ class OnnxRuntimeNetwork:
         graph: Path,
         place: Place,
         *,
-        threads: int | None = None,
+        settings: SessionSettings | None = None,
         initializers: Mapping[str, Array] | None = None,
     ) -> None:
         """Opens a graph.
@@ -27,7 +29,7 @@ class OnnxRuntimeNetwork:
         Args:
             graph: an ONNX file; its external data lies beside it.
             place: where it runs.
-            threads: of the CPU, within one operator; ONNX Runtime's choice (the physical cores) when None.
+            settings: how its sessions are opened; as usual when None.
             initializers: weights by name, to use in place of those in the file beside the graph; ONNX Runtime takes
                 none of another shape or dtype.
 
@@ -42,8 +44,12 @@ class OnnxRuntimeNetwork:
         # the session reads their memory as long as it lives
         self._initializers = {name: ort.OrtValue.ortvalue_from_numpy(v) for name, v in (initializers or {}).items()}
 
+        own = settings or SessionSettings()
+
         def opened(where: Place) -> Any:
-            return open_session(graph, where, threads=threads, initializers=self._initializers)
+            if not self._initializers and is_kept(graph, where, own):
+                return open_kept(graph, where, own)
+            return open_session(graph, where, settings=own, initializers=self._initializers)
 
         self._session: PlainSession | DeviceSession | None = (
             PlainSession(opened(place)) if place.memory is None else DeviceSession(self._name, opened, place)

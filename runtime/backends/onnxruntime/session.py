@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..protocol import Array, TensorSpec
+from .settings import SessionSettings
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -72,14 +73,14 @@ class Place:
 
 
 def open_session(
-    graph: Path, place: Place, *, threads: int | None = None, initializers: Mapping[str, Any] | None = None
+    graph: Path, place: Place, *, settings: SessionSettings | None = None, initializers: Mapping[str, Any] | None = None
 ) -> Any:
     """Opens a graph; Any, because ONNX Runtime has no types.
 
     Args:
         graph: an ONNX file; its external data lies beside it.
         place: where it runs.
-        threads: of the CPU, within one operator; ONNX Runtime's choice (the physical cores) when None.
+        settings: how it is opened; as usual when None.
         initializers: `OrtValue`s by name, to use in place of those in the file beside the graph; the session reads
             their memory as long as it lives.
 
@@ -87,12 +88,7 @@ def open_session(
         MemoryError: the memory of the device is used up.
         ValueError: the file is no graph that ONNX Runtime can open, or the device is not usable.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only: a warning about an initializer is not the user's business
-    # each network has threads of its own, and those that spin after a run slow the next network down
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options = (settings or SessionSettings()).session_options(on_cpu=place.memory is None)
     if initializers:
         options.add_external_initializers(list(initializers), list(initializers.values()))
     own = dict(place.options)

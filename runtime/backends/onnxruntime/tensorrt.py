@@ -11,12 +11,13 @@ from pathlib import Path
 import onnxruntime as ort
 
 from ...onnx_file import border_dtypes
-from ..protocol import Array
+from ..protocol import Array, Tuning
 from .cuda import CAPTURE, can_capture, cuda_options, device_index, require_gpu_build
 from .cuda import PROVIDER as CUDA
 from .engine_cache import engine_folder
 from .network import OnnxRuntimeNetwork
 from .session import DeviceMemory, GraphCapture, Place
+from .settings import SessionSettings
 
 PROVIDER = "TensorrtExecutionProvider"
 _FLOAT16 = 10  # in TensorProto.DataType
@@ -28,6 +29,7 @@ def open_network(
     device: str = "cuda",
     initializers: Mapping[str, Array] | None = None,
     provider_options: Mapping[str, str] | None = None,
+    tuning: Tuning | None = None,
 ) -> OnnxRuntimeNetwork:
     """Opens a graph.
 
@@ -39,12 +41,15 @@ def open_network(
             `trt_profile_min_shapes`, `trt_profile_opt_shapes` and `trt_profile_max_shapes`, each
             "sample:2x4x64x64,timestep:2,...", one engine serves a range of shapes; without them the engine is built
             again when a shape is outside of those that came before.
+        tuning: how it computes.
 
     Raises:
         FileNotFoundError: there is no such file.
         PermissionError: the folder of the engines can be written by others.
-        ValueError: the device is not known, or not usable; or the file is no graph that ONNX Runtime can open.
+        ValueError: the device is not known, or not usable; or the file is no graph that ONNX Runtime can open;
+            or a precision or an option that ONNX Runtime does not have.
     """
+    settings = SessionSettings.of(tuning)
     index = device_index(device, "onnxruntime-tensorrt", "cuda and cuda:N")
     require_gpu_build(device)
     if not graph.is_file():
@@ -69,7 +74,7 @@ def open_network(
         memory=DeviceMemory("cuda", index),
         capture=_CAPTURE if can_capture() else None,
     )
-    return OnnxRuntimeNetwork(graph, place, initializers=initializers)
+    return OnnxRuntimeNetwork(graph, place, settings=settings, initializers=initializers)
 
 
 _CAPTURE = GraphCapture(

@@ -9,11 +9,12 @@ from typing import Any
 
 import onnxruntime as ort
 
-from ..protocol import Array
+from ..protocol import Array, Tuning
 from .cuda import device_index, require_driver
 from .engine_cache import engine_folder
 from .network import OnnxRuntimeNetwork
 from .session import DeviceMemory, GraphCapture, Place
+from .settings import SessionSettings
 
 try:
     import onnxruntime_ep_nv_tensorrt_rtx as plugin
@@ -32,6 +33,7 @@ def open_network(
     device: str = "cuda",
     initializers: Mapping[str, Array] | None = None,
     provider_options: Mapping[str, str] | None = None,
+    tuning: Tuning | None = None,
 ) -> OnnxRuntimeNetwork:
     """Opens a graph.
 
@@ -40,12 +42,15 @@ def open_network(
         device: "cuda", or "cuda:1" for the second GPU that the plugin can use.
         initializers: weights by name, in place of those in the file beside the graph.
         provider_options: of the plugin (`nv_...`), in place of the usual ones.
+        tuning: how it computes.
 
     Raises:
         FileNotFoundError: there is no such file.
         PermissionError: the folder of the compiled kernels can be written by others.
-        ValueError: the device is not known, or not usable; or the file is no graph that ONNX Runtime can open.
+        ValueError: the device is not known, or not usable; or the file is no graph that ONNX Runtime can open;
+            or a precision or an option that ONNX Runtime does not have.
     """
+    settings = SessionSettings.of(tuning)
     index = device_index(device, "onnxruntime-tensorrt-rtx", "cuda and cuda:N")
     gpu = _gpu(device, index)
     if not graph.is_file():
@@ -60,7 +65,7 @@ def open_network(
         memory=DeviceMemory("cuda", index, gpu.memory_info(ort.OrtDeviceMemoryType.DEFAULT)),
         capture=_CAPTURE,
     )
-    return OnnxRuntimeNetwork(graph, place, initializers=initializers)
+    return OnnxRuntimeNetwork(graph, place, settings=settings, initializers=initializers)
 
 
 def _gpu(device: str, index: int) -> Any:
