@@ -52,6 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a LoRA (safetensors) to fuse into the weights, at a scale of 1 where :SCALE is left out; may be repeated",
     )
     parser.add_argument(
+        "--deep-cache",
+        action="store_true",
+        help="write the UNet's two graphs of DeepCache as well, which enable_deep_cache needs",
+    )
+    parser.add_argument(
+        "--cache-branch-id",
+        metavar="ID",
+        type=int,
+        help="with --deep-cache: the skip that they are cut at, counted from the outside (default: 0, the fastest)",
+    )
+    parser.add_argument(
         "--no-safety-checker", action="store_true", help="leave the safety checker out: nothing looks at the pictures"
     )
     parser.add_argument("--variant", help="of the checkpoint's weights, such as fp16")
@@ -82,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         import torch  # noqa: F401  # the first of the extra's packages: what follows needs them all
 
+        from .deep_cache import DEFAULT_BRANCH
         from .folder import export_model
         from .lora import LoraFile
         from .options import ExportOptions
@@ -96,6 +108,9 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             print(f"[{time.perf_counter() - started:6.1f} s] {line}", flush=True)
 
+    branch = DEFAULT_BRANCH if arguments.cache_branch_id is None else arguments.cache_branch_id
+    if arguments.cache_branch_id is not None and not arguments.deep_cache:
+        raise ValueError("--cache-branch-id is of DeepCache's graphs: ask for them, --deep-cache")
     options = ExportOptions(
         opset=arguments.opset,
         dtype=arguments.dtype,
@@ -106,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         atol=arguments.atol,
         validate=not arguments.no_validate,
         loras=tuple(LoraFile.parse(text) for text in arguments.lora),
+        cache_branch_id=branch if arguments.deep_cache else None,
     )
     check_destination(arguments.destination)
     if arguments.push_to_hub:

@@ -10,12 +10,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from safelight.runtime.manifest import ComponentRecord, TensorRecord
+from safelight.runtime.manifest import DEEP, SHALLOW, ComponentRecord, TensorRecord
 from safelight.runtime.model_folder import CANONICAL, GRAPH
 
 from . import lowering
 from .answers import load_reference, overflows_on_examples
 from .checkpoint import Component, descriptions
+from .deep_cache import CACHED_CLASS, deep_graph, shallow_graph
 from .lora import Lora, fused
 from .lowering.precision import float32_borders
 from .networks import COMPONENT_KINDS, NetworkDescription, build
@@ -94,11 +95,15 @@ def export_component(
             progress=partial(_prefixed, progress, description.name),
         )
         graphs = _write_graphs(graph, description, written, options, dtype)
+        branch = options.cache_branch_id if component.class_name == CACHED_CLASS else None
+        variants = {} if branch is None else _write_variants(graph, description, written, options, dtype, branch)
         shutil.copyfile(component.path / "config.json", target / "config.json")
         records[description.name] = ComponentRecord(
             class_name=component.class_name,
             dtype=dtype,
-            graphs={name: f"{description.name}/{file}" for name, file in graphs.items()},
+            graphs=graphs,
+            variants=variants,
+            cache_branch_id=branch,
             weights=f"{description.name}/{WEIGHTS_NAME}",
             transposed=sorted(transposed),
             inputs=_tensor_records(graph.graph.inputs[: len(description.inputs)]),
@@ -150,22 +155,50 @@ def arithmetic(description: NetworkDescription, options: ExportOptions) -> str:
 
 
 def _write_graphs(
-    canonical: ir.Model, description: NetworkDescription, weights: WeightFile, options: ExportOptions, dtype: str
+    canonical: ir.Model,
+    description: NetworkDescription,
+    weights: WeightFile,
+    options: ExportOptions,
+    dtype: str,
+    *,
+    variant: str | None = None,
 ) -> dict[str, str]:
-    """Writes the canonical graph, and one for each target that wants another; returns target -> file name."""
+    """Writes the canonical graph, and one for each target that wants another; returns target -> path in the folder.
+
+    Engines are not built of variants, which therefore have no graphs for what builds them.
+    """
     files = {}
-    for target in (CANONICAL, *targets(options, dtype)):
+    stem = ".".join(filter(None, (Path(GRAPH).stem, variant)))
+    wanted = [target for target in targets(options, dtype) if variant is None or not lowering.TARGETS[target].built]
+    for target in (CANONICAL, *wanted):
         if target == CANONICAL:
             graph = canonical.clone()
             lowering.to_opset(graph, options.opset)
         else:
             graph, counts = lowered(canonical, target)
-            logger.info("%s for %s: replaced %s", description.name, target, counts)
+            logger.info("%s for %s: replaced %s", "/".join(filter(None, (description.name, variant))), target, counts)
             if not any(counts.values()) and options.opset == CANONICAL_OPSET:
                 continue  # the canonical graph is what it wants
-        files[target] = GRAPH if target == CANONICAL else f"model.{target}.onnx"
-        save_graph(graph, description, weights, files[target])
+        file = f"{stem}.onnx" if target == CANONICAL else f"{stem}.{target}.onnx"
+        save_graph(graph, description, weights, file)
+        files[target] = f"{description.name}/{file}"
     return files
+
+
+def _write_variants(
+    canonical: ir.Model,
+    description: NetworkDescription,
+    weights: WeightFile,
+    options: ExportOptions,
+    dtype: str,
+    branch: int,
+) -> dict[str, dict[str, str]]:
+    """Writes the graphs of DeepCache; returns variant -> target -> path in the folder."""
+    written = {}
+    for name, cut in ((DEEP, deep_graph), (SHALLOW, shallow_graph)):
+        variant = cut(canonical, description, branch)
+        written[name] = _write_graphs(variant.graph, variant.description, weights, options, dtype, variant=name)
+    return written
 
 
 def targets(options: ExportOptions, dtype: str) -> list[str]:

@@ -25,6 +25,7 @@ from safelight.runtime.tokenizer import CLIPTokenizer
 
 from .checkpoint import Checkpoint
 from .component import ComponentTask, export_component
+from .deep_cache import check_branch
 from .lora import Lora, open_loras
 from .networks import COMPONENT_KINDS
 from .options import ExportOptions
@@ -68,7 +69,8 @@ def export_model(
         FileExistsError: the destination holds something.
         FidelityError: a component differs from the reference by more than its limit.
         MemoryError: the machine has not enough.
-        ValueError: a LoRA is not for this checkpoint, or not of a kind that can be fused; a broken weight file.
+        ValueError: a LoRA is not for this checkpoint, or not of a kind that can be fused; a broken weight file; a
+            branch that no UNet of it has.
         OSError: the disk is full, or a folder cannot be written.
         WorkerError: a component's process crashed or was killed.
     """
@@ -80,6 +82,9 @@ def export_model(
         for component in checkpoint.components
     ]
     shapes = {task.component.name: _shapes(task) for task in tasks}
+    if options.cache_branch_id is not None:
+        networks = [(task.component.class_name, shapes[task.component.name].keys()) for task in tasks]
+        check_branch(options.cache_branch_id, networks)
     check_memory(shapes, validate=options.validate)
     with staging(destination, _key(checkpoint, loras, options), progress) as stage:
         done = {name: found for name in shapes if (found := stage.finished(name))}

@@ -25,6 +25,7 @@ class ExportOptions:
     atol: float | None = None  # the largest absolute error that passes; derived limits when None
     validate: bool = True
     loras: tuple[LoraFile, ...] = ()  # fused into the weights, in this order
+    cache_branch_id: int | None = None  # of the UNet, which DeepCache's graphs are cut at; None writes none
 
     def __post_init__(self) -> None:
         """Checks what can be checked without a checkpoint.
@@ -39,6 +40,8 @@ class ExportOptions:
             raise ValueError(f"opset must be one of {', '.join(map(str, lowering.OPSETS))}, got {self.opset}")
         if self.atol is not None and not self.atol > 0:
             raise ValueError(f"atol must be above 0, got {self.atol}")
+        if self.cache_branch_id is not None and self.cache_branch_id < 0:
+            raise ValueError(f"cache_branch_id must be 0 or more, got {self.cache_branch_id}")
         if unknown := [name for name in self.targets or () if name not in lowering.TARGETS]:
             raise ValueError(f"unknown target {', '.join(unknown)}; known: {', '.join(lowering.TARGETS)}")
 

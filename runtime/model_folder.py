@@ -64,19 +64,41 @@ class ModelFolder:
         found = [*self.path.glob("*/*.onnx_data"), *self.path.glob("*/*.onnx")]
         return sum(path.stat().st_size for path in found if path.is_file())
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The names of the networks that the folder holds."""
+        return tuple(sorted(path.parent.name for path in self.path.glob(f"*/{GRAPH}")))
+
+    @property
+    def computes_in_integers(self) -> bool:
+        """Whether layers of a network are quantized, activations and all."""
+        records = () if self.manifest is None else self.manifest.components.values()
+        return any(record.quantization is not None and record.quantization.activations for record in records)
+
     def has_graph(self, network: str) -> bool:
         """Whether the folder holds this network ("unet", "vae_decoder", ...)."""
         return (self.path / network / GRAPH).is_file()
 
-    def graph(self, network: str, target: str = CANONICAL) -> Path:
+    def graph(self, network: str, target: str = CANONICAL, *, variant: str | None = None) -> Path:
         """The graph of a network lowered for a target, or the canonical one where there is no such lowering.
 
+        Args:
+            network: "unet", "vae_decoder", ...
+            target: of a lowering.
+            variant: of the network, one of `manifest.VARIANTS`; the network itself when None.
+
         Raises:
-            FileNotFoundError: the folder lacks the network, or a file that its manifest or the graph names.
+            FileNotFoundError: the folder lacks the network or its variant, or a file that its manifest or the graph
+                names.
             ValueError: the manifest names another file than the one that is there; or the graph, whoever wrote it, is
                 one that `check_graph` refuses, or has weights that are a link out of the folder.
         """
         record = self.manifest.components.get(network) if self.manifest else None
+        if variant is not None and (record is None or variant not in record.variants):
+            raise FileNotFoundError(
+                f"{self.path} has no {variant} graph of {network}, which DeepCache needs: "
+                "safelight export CHECKPOINT FOLDER --deep-cache writes it"
+            )
         if record is None:
             self._check_part(network)
             if not self.has_graph(network):
@@ -86,7 +108,8 @@ class ModelFolder:
                 self._check_foreign(weights)
         else:
             own = self.file(record.weights)
-            path = self.file(record.graphs.get(target, record.graphs[CANONICAL]))
+            graphs = record.graphs if variant is None else record.variants[variant]
+            path = self.file(graphs.get(target, graphs[CANONICAL]))
             for weights in check_graph(path) - {own}:
                 self.file(weights.relative_to(self.path).as_posix())
         return path

@@ -204,6 +204,13 @@ PIX2PIX = replace(
     seed=10,
 )
 
+#: those of the checkpoints above whose exports are used with DeepCache too -> the options that they are made with
+EXPORT_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "SDXL": {"cache_branch_id": 1},
+    "SD2_INPAINTING": {"cache_branch_id": 0},
+    "PIX2PIX": {"cache_branch_id": 0},
+}
+
 #: an unconditional UNet, of pixels
 UNCONDITIONAL: dict[str, Any] = {
     "sample_size": (24, 16),

@@ -30,6 +30,7 @@ _load("engine_graphs")
 _load("engine_records")
 _load("graphs")
 _load("cuda_operators")
+_load("deep_cached")
 _load("pairs")
 _load("recorded")
 hub_server = _load("hub_server")
@@ -107,7 +108,7 @@ def tiny() -> Callable[[str], tuple[Path, Path]]:
 
     def made(name: str) -> tuple[Path, Path]:
         checkpoint = checkpoints.make_checkpoint(getattr(checkpoints, name))
-        return checkpoints.export_checkpoint(checkpoint), checkpoint
+        return checkpoints.export_checkpoint(checkpoint, **checkpoints.EXPORT_OPTIONS.get(name, {})), checkpoint
 
     return made
 

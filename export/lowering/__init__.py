@@ -20,6 +20,7 @@ class Lowering:
     lower: Callable[[ir.Model], dict[str, int]]  # rewrites a canonical graph in place, and counts what it replaced
     dtypes: frozenset[str]  # of the arithmetic that the engine can do
     runs_on_cpu: bool  # by ONNX Runtime, for the check at export
+    built: bool = False  # whether `safelight build` compiles it, and nothing opens it
 
 
 #: target -> its lowering; one that replaces nothing in a graph leaves the engine the canonical one
@@ -28,7 +29,7 @@ TARGETS: Mapping[str, Lowering] = MappingProxyType(
         "onnxruntime-cpu": Lowering(onnxruntime_cpu.lower, frozenset({"fp32", "fp16"}), runs_on_cpu=True),
         "onnxruntime-cuda": Lowering(onnxruntime_cuda.lower, frozenset({"fp32", "fp16"}), runs_on_cpu=False),
         "openvino": Lowering(openvino.lower, frozenset({"fp32", "fp16", "bf16"}), runs_on_cpu=True),
-        "tensorrt": Lowering(tensorrt.lower, frozenset({"fp32", "fp16", "bf16"}), runs_on_cpu=True),
+        "tensorrt": Lowering(tensorrt.lower, frozenset({"fp32", "fp16", "bf16"}), runs_on_cpu=True, built=True),
     }
 )
 

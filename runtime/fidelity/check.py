@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array, Network, TensorSpec, backend_module, open_network
-from ..manifest import ComponentRecord, TensorRecord
+from ..manifest import DEEP, SHALLOW, ComponentRecord, TensorRecord
 from ..model_folder import CANONICAL, ModelFolder
 from ..networks import Engine
 from ..networks.safety_checker import DECISIONS, decide
+from .deep_cache import FeatureKeeper, FeatureTaker
 from .networks import AnsweringEngine, OneAtATime, Signature
 from .picture import fits_window, psnr, ssim
 from .proof import Proof, RecordedCall
@@ -23,6 +24,7 @@ from .report import (
     Report,
     RunFidelity,
     arithmetic,
+    computed_in,
     engine_arithmetic,
     limit,
     run_limits,
@@ -91,7 +93,7 @@ def check(
     for name in records:
         progress(f"{name}: replaying {len(proof.of(name))} calls")
         components[name] = what.component(name)
-    report = Report(components=components, run=None, run_missing=None, backend=backend, device=device)
+    report = Report(components=components, run=None, run_missing=None, backend=engine.backend, device=device)
     if proof.run is None:
         return replace(report, run_missing="the folder holds a part of a pipeline, or a UNet that no pipeline calls")
     if report.failures:
@@ -145,10 +147,11 @@ class _Checked:
             network = self._open(name, self.engine.backend)
             dtype = engine_arithmetic(network.record.identity)
             return self._fidelity(name, dtype, {self.engine.backend: self._errors(name, network)})
-        dtype = arithmetic(record)
+        dtype = self._dtype(name)
         if dtype == "float32" and self.engine.device != "cpu":
             dtype = TF32
-        return self._fidelity(name, dtype, {target: self._graph(name, target) for target in record.graphs})
+        graphs = {target: self._graph(name, target) for target in record.graphs}
+        return self._fidelity(name, dtype, graphs | self._variants(name))
 
     def _fidelity(self, name: str, dtype: str, graphs: Mapping[str, GraphFidelity]) -> ComponentFidelity:
         spread = self.proof.spreads[name]
@@ -168,6 +171,20 @@ class _Checked:
             return GraphFidelity.none(reason)
         return self._errors(name, self._open(name, target))
 
+    def _variants(self, name: str) -> dict[str, GraphFidelity]:
+        """The largest errors of the graphs of DeepCache, by variant and target as their files are named."""
+        found: dict[str, GraphFidelity] = {}
+        for target in self.records[name].variants.get(DEEP, {}):
+            deep, shallow = (variant if target == CANONICAL else f"{variant}.{target}" for variant in (DEEP, SHALLOW))
+            if reason := self._cannot_run(name, target):
+                found |= dict.fromkeys((deep, shallow), GraphFidelity.none(reason))
+                continue
+            keeper = FeatureKeeper(self._open(name, target, variant=DEEP))
+            found[deep] = self._errors(name, keeper)
+            taker = FeatureTaker(self._open(name, target, variant=SHALLOW), iter(keeper.features))
+            found[shallow] = self._errors(name, taker)
+        return found
+
     def _errors(self, name: str, network: Any) -> GraphFidelity:
         """The largest errors of a network over the recorded calls that it takes; it is closed then."""
         found = GraphFidelity(relative_error=0.0, absolute_error=0.0, output="", call="")
@@ -178,7 +195,7 @@ class _Checked:
                     continue
                 answers = _call(name, network, call.arrays())
                 for output, view in call.outputs.items():
-                    if output == DECISIONS and arithmetic(self.records[name]) != "float32":
+                    if output == DECISIONS and self._dtype(name) != "float32":
                         # a score near 0 may be on its other side in half precision: the decision is to follow from it
                         view = View.of(decide(answers["special_scores"], answers["concept_scores"]))
                     relative, absolute = view.errors(answers.get(output, np.empty(0)))
@@ -198,15 +215,19 @@ class _Checked:
             return f"--target {self.target} was asked for"
         if target not in (CANONICAL, self.engine_target):
             return f"it is for another engine than {self.engine_target}"
-        if arithmetic(self.records[name]) == "bfloat16":
-            return "NumPy has no bfloat16"
+        if arithmetic(self.records[name]) == "bfloat16" and self.engine.backend != "openvino":
+            return f"{self.engine.backend} has no bfloat16 on {self.engine.device}"
         return None
 
-    def _open(self, name: str, target: str) -> Any:
+    def _dtype(self, name: str) -> str:
+        """What a graph of a network is computed in."""
+        return computed_in(self.records[name], self.engine.precision(name))
+
+    def _open(self, name: str, target: str, *, variant: str | None = None) -> Any:
         """A network; Any, because that of an engine says which shapes it takes."""
         if self.engine.compiled:
             return self.engine.open(self.folder, name)
-        graph = self.folder.graph(name, target)
+        graph = self.folder.graph(name, target, variant=variant)
         try:
             return open_network(
                 graph, backend=self.engine.backend, device=self.engine.device, tuning=self.engine.tuned(name)

@@ -56,13 +56,13 @@ class AnsweringEngine(Engine):
     signatures: Mapping[str, Signature] = field(kw_only=True)
     call: CallNetwork = field(kw_only=True)
 
-    def open(self, folder: ModelFolder, network: str) -> Network:
+    def open(self, folder: ModelFolder, network: str, *, variant: str | None = None) -> Network:
         """The network, which opens nothing.
 
         Raises:
             FileNotFoundError: there is none of this name.
         """
-        if network not in self.signatures:
+        if network not in self.signatures or variant is not None:
             raise FileNotFoundError(f"{folder.path} lacks the network {network}")
         return AnsweredNetwork(network, self.signatures[network], self.call)
 

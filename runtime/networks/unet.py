@@ -11,6 +11,7 @@ from ..backends import Array, Network
 from ..config import FrozenConfig
 from ..model_folder import ModelFolder, open_model_folder
 from ..source import local_model
+from .deep_cache import DeepCacheNetwork
 from .engine import Engine, engine_options, float32, read_config
 
 
@@ -123,6 +124,13 @@ class UNet2DModel(_UNet):
 
 class UNet2DConditionModel(_UNet):
     """Predicts noise (or velocity, or the clean sample) from a noisy latent, a timestep and a prompt's embeddings."""
+
+    def for_picture(self) -> "UNet2DConditionModel":
+        """The model for the calls of one picture, in their order: this one, unless it caches between them."""
+        network = self.network
+        return (
+            UNet2DConditionModel(network.for_picture(), self.config) if isinstance(network, DeepCacheNetwork) else self
+        )
 
     def __call__(
         self,

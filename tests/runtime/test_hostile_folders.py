@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,71 @@ def test_components_of_other_files_are_refused(folder: Path, change: Callable[[A
     edit(folder / "safelight.json", lambda manifest: change(manifest["components"]["unet"]))
     with pytest.raises(ValueError, match=rf"safelight\.json is not a manifest: .*{message}"):
         open_model_folder(folder)
+
+
+def vary(unet: dict[str, Any], **changes: Any) -> None:
+    """Gives the UNet the variants of DeepCache, of the graph that is there, with changes."""
+    unet.update(variants={"deep": {"onnx": GRAPH}, "shallow": {"onnx": GRAPH}}, cache_branch_id=0)
+    unet.update(changes)
+
+
+def test_the_variants_themselves_are_good_ones(folder: Path) -> None:
+    edit(folder / "safelight.json", lambda manifest: vary(manifest["components"]["unet"]))
+    assert open_model_folder(folder).graph("unet", variant="deep") == folder / GRAPH
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_variants_out_of_the_folder_are_refused(folder: Path, path: str) -> None:
+    variants = {"deep": {"onnx": GRAPH}, "shallow": {"onnx": GRAPH, "onnxruntime-cpu": path}}
+    edit(folder / "safelight.json", lambda manifest: vary(manifest["components"]["unet"], variants=variants))
+    message = re.escape(f"safelight.json is not a manifest: {path!r} leads out of the model folder")
+    with pytest.raises(ValueError, match=message):
+        open_model_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {"deep": {"onnx": GRAPH}}}, "variants of unet must be deep and shallow, got deep"),
+        ({"variants": {"deep": {}, "shallow": {}, "x": {}}}, "variants of unet must be deep and shallow, got deep, "),
+        ({"variants": ["deep", "shallow"]}, "'list' object has no attribute 'keys'"),
+        ({"variants": {"deep": {"onnx": GRAPH}, "shallow": {}}}, "the variant shallow of unet has no graph that any"),
+        ({"variants": {"deep": ["onnx"], "shallow": {"onnx": GRAPH}}}, "'list' object has no attribute 'values'"),
+        ({"variants": {"deep": "onnx", "shallow": {"onnx": GRAPH}}}, "'str' object has no attribute 'values'"),
+        (
+            {"variants": {"deep": {"onnx": "vae/model.onnx"}, "shallow": {"onnx": GRAPH}}},
+            "'vae/model.onnx' is no file in the folder of unet",
+        ),
+        (
+            {"variants": {"deep": {"onnx": "unet/model.ort"}, "shallow": {"onnx": GRAPH}}},
+            r"'unet/model.ort' is no \.onnx file",
+        ),
+        ({"cache_branch_id": None}, "cache_branch_id of unet must be a number from 0 on, got None"),
+        ({"cache_branch_id": -1}, "cache_branch_id of unet must be a number from 0 on, got -1"),
+        ({"cache_branch_id": True}, "cache_branch_id of unet must be a number from 0 on, got True"),
+        ({"cache_branch_id": "0"}, "cache_branch_id of unet must be a number from 0 on, got '0'"),
+    ],
+)
+def test_variants_that_are_none_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
+    edit(folder / "safelight.json", lambda manifest: vary(manifest["components"]["unet"], **changes))
+    with pytest.raises(ValueError, match=rf"safelight\.json is not a manifest: .*{message}"):
+        open_model_folder(folder)
+
+
+def test_a_variant_is_checked_as_every_graph_is(folder: Path) -> None:
+    (folder / "unet" / "model.deep.onnx").write_bytes(multiplication("../secret").SerializeToString())
+    variants = {"deep": {"onnx": "unet/model.deep.onnx"}, "shallow": {"onnx": GRAPH}}
+
+    def change(manifest: dict[str, Any]) -> None:
+        vary(manifest["components"]["unet"], variants=variants)
+
+    edit(folder / "safelight.json", change)
+    with pytest.raises(ValueError, match=r"the manifest does not record unet/model\.deep\.onnx"):
+        open_model_folder(folder).graph("unet", variant="deep")
+    entry = {"unet/model.deep.onnx": asdict(file_record(folder / "unet" / "model.deep.onnx"))}
+    edit(folder / "safelight.json", lambda manifest: manifest["files"].update(entry))
+    with pytest.raises(ValueError, match=r"w has external data at '\.\./secret'"):
+        open_model_folder(folder).graph("unet", variant="deep")
 
 
 @pytest.mark.parametrize(

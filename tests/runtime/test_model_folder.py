@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -293,9 +294,26 @@ def test_a_component_config_that_is_no_object_is_refused(foreign: Path) -> None:
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 0, "1", None])
 def test_another_format_is_refused(folder: Path, version: object) -> None:
     edit(folder / "safelight.json", lambda manifest: manifest.update(format_version=version))
-    expected = f"is of format {version}, this safelight reads format {FORMAT_VERSION}: export again"
+    expected = f"is of format {version}, this safelight reads formats 1 and {FORMAT_VERSION}: export again"
     with pytest.raises(ValueError, match=rf"safelight\.json {expected}$"):
         open_model_folder(folder)
+
+
+def test_a_folder_is_written_in_the_oldest_format_that_can_say_it(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    unet = manifest.components["unet"]
+    assert unet.variants == {}
+    varied = replace(unet, variants={"deep": unet.graphs, "shallow": unet.graphs}, cache_branch_id=2)
+    for record, version, keys in ((unet, 1, set()), (varied, 2, {"variants", "cache_branch_id"})):
+        replace(manifest, components={**manifest.components, "unet": record}).write(folder)
+        written = json.loads((folder / "safelight.json").read_text())
+        assert written["format_version"] == version
+        assert written["components"]["unet"].keys() & {"variants", "cache_branch_id"} == keys
+        assert written["components"]["text_encoder"].keys() & {"variants", "cache_branch_id"} == set()
+        read = read_manifest(folder)
+        assert read is not None
+        assert read.components["unet"] == record
 
 
 @pytest.mark.parametrize(
