@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from safelight.export import available_memory as memory
 from safelight.export import preflight
+from safelight.export.available_memory import available_memory
 from safelight.export.checkpoint import open_checkpoint
-from safelight.export.preflight import TRACING_BYTES, available_memory, check_disk, check_memory
+from safelight.export.preflight import TRACING_BYTES, check_disk, check_memory
 from safelight.runtime import DiffusionPipeline, cli
 from safelight.runtime.manifest import read_manifest
 
@@ -89,9 +91,9 @@ def test_too_little_memory_is_one_sentence(
 
 def test_memory_is_the_systems_or_the_control_groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     meminfo, limit, used = tmp_path / "meminfo", tmp_path / "memory.max", tmp_path / "memory.current"
-    monkeypatch.setattr(preflight, "_MEMINFO", meminfo)
-    monkeypatch.setattr(preflight, "_CGROUP_LIMIT", limit)
-    monkeypatch.setattr(preflight, "_CGROUP_USED", used)
+    monkeypatch.setattr(memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "_CGROUP_LIMIT", limit)
+    monkeypatch.setattr(memory, "_CGROUP_USED", used)
     assert available_memory() is None
     meminfo.write_text("MemTotal:       24000000 kB\nMemAvailable:   20000000 kB\n")
     assert available_memory() == 20_480_000_000

@@ -333,7 +333,7 @@ def test_what_nothing_here_can_run_is_said_so(linear_export: Path) -> None:
     )
     assert report.failures == []
     assert report.unchecked == ["unet"]
-    assert report.components["unet"].graphs["onnx"].not_run == "NumPy has no bfloat16"
+    assert report.components["unet"].graphs["onnx"].not_run == "onnxruntime has no bfloat16 on cpu"
     assert report.run_missing == "unet cannot be run here"
     assert "no run: unet cannot be run here" in str(report)
 
