@@ -5,8 +5,10 @@ Other tools' environments have neither this package nor its dependencies: this m
 
 import json
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Self
@@ -25,7 +27,7 @@ class Job:
     width: int
     num_inference_steps: int
     guidance_scale: float
-    seed: int
+    seed: int  # of the first picture's noise; tools that draw it themselves give the next one seed + 1
     latents: str | None  # .npy: the starting noise, (batch, channels, height / factor, width / factor), unit variance
     precision: str  # of the arithmetic: fp32, bf16, fp16, int8
     threads: int | None
@@ -43,6 +45,11 @@ class Job:
         """Into a JSON file."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
+    @property
+    def one_prompt(self) -> bool:
+        """Whether all pictures have the same prompt."""
+        return len(set(self.prompts)) == 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -52,6 +59,7 @@ class Picture:
     text: float | None  # seconds; None where the tool does not tell it apart
     steps: list[float]  # seconds of each
     decode: float | None
+    note: str | None = None  # in what it is not made as the other tools make theirs
 
 
 #: makes the job's pictures in so many steps
@@ -83,8 +91,24 @@ def work(job: Job, open_tool: Callable[[Job], Generate], versions: dict[str, str
 
         Image.fromarray((picture.images[0] * 255).round().astype(np.uint8)).save(output / "picture.png")
     np.save(output / "image.npy", np.asarray(picture.images, dtype=np.float32))
-    result = {"versions": versions, "open": opened, "pictures": found, "peak_memory": peak_memory()}
+    result = {
+        "versions": versions,
+        "open": opened,
+        "pictures": found,
+        "peak_memory": peak_memory(),
+        "note": picture.note,
+    }
     (output / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def main(open_tool: Callable[[Job], Generate], packages: Sequence[str]) -> None:
+    """A worker's command line, which has one argument: the file of the job.
+
+    Args:
+        open_tool: gives what makes pictures.
+        packages: whose versions belong to the result.
+    """
+    work(Job.read(Path(sys.argv[1])), open_tool, {name: version(name) for name in packages})
 
 
 def peak_memory() -> int | None:
