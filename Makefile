@@ -3,10 +3,14 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 STUBS := .types/tensorrt_bindings/tensorrt.pyi
 OPTIMUM := .venv-optimum
+GENAI := .venv-genai
+SDCPP := .venv-sdcpp
 FOLDERS := benchmarks export reference runtime
+CURVES := --contender 'safelight openvino bf16' --contender 'diffusers bf16' --against 'diffusers bf16'
 CHECKPOINT := reference/emoji/checkpoint
 
-.PHONY: setup lint types test test-engines test-full test-gpu interchange-setup test-interchange demo bench clean
+.PHONY: setup lint types test test-engines test-full test-gpu interchange-setup test-interchange \
+  peers-setup peers-genai peers-sdcpp test-peers demo bench bench-cpu clean
 
 setup: $(INSTALLED)
 
@@ -33,7 +37,7 @@ lint: types
 
 # One thread for each worker's torch: there are as many workers as processors.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not engine_matrix and not full_shape and not gpu and not interchange"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not engine_matrix and not full_shape and not gpu and not interchange and not peers"
 
 # Engines of tiny networks for every GPU that TensorRT for RTX knows, in fp16 and bf16: ten minutes, on any machine.
 test-engines: $(INSTALLED)
@@ -59,6 +63,32 @@ $(OPTIMUM)/.installed: tests/interchange/constraints.txt
 test-interchange: $(INSTALLED) interchange-setup
 	$(BIN)/pytest -m interchange
 
+# The tools that `safelight bench` measures beside safelight and diffusers: each in an environment of its own.
+peers-setup: interchange-setup peers-genai peers-sdcpp
+
+# OpenVINO GenAI, and optimum-intel, which makes its models and brings a PyTorch with CUDA: 7 GB.
+peers-genai: $(GENAI)/.installed
+
+$(GENAI)/.installed: benchmarks/peers/constraints-openvino-genai.txt
+	test -x $(GENAI)/bin/python || $(PYTHON) -m venv $(GENAI)
+	$(GENAI)/bin/python -m pip install --quiet -c $< openvino-genai openvino-tokenizers optimum-intel diffusers accelerate
+	touch $@
+
+# Compiled for this machine (minutes; needs a C++ compiler), with the faster of its products of matrices. Not from
+# pip's cache, which may have one that was compiled otherwise.
+peers-sdcpp: $(SDCPP)/.installed
+
+$(SDCPP)/.installed: benchmarks/peers/constraints-stable-diffusion-cpp.txt
+	test -x $(SDCPP)/bin/python || $(PYTHON) -m venv $(SDCPP)
+	$(SDCPP)/bin/python -m pip install --quiet -c $< numpy pillow
+	CMAKE_ARGS="-DGGML_LLAMAFILE=ON" $(SDCPP)/bin/python -m pip install --quiet -c $< --no-cache-dir \
+	  --no-binary stable-diffusion-cpp-python stable-diffusion-cpp-python
+	touch $@
+
+# Every tool that is installed makes the picture that diffusers makes: some minutes.
+test-peers: $(INSTALLED) peers-setup
+	$(BIN)/pytest -m peers tests/benchmarks/test_peers.py
+
 # The whole way on this machine: checkpoint -> model folder -> pictures -> comparison with the PyTorch reference.
 demo: $(INSTALLED)
 	rm -rf demo
@@ -66,12 +96,25 @@ demo: $(INSTALLED)
 	$(BIN)/safelight generate --model demo/model --seed 0 --num-images-per-prompt 3 --grid --output demo/grid.png \
 	  "cat face on a blue background" "red apple on a white background" "pizza on a green background"
 	$(BIN)/safelight bench demo/model --checkpoint $(CHECKPOINT) --against 'reference (PyTorch)' \
-	  --contender 'reference (PyTorch)' --contender 'safelight onnxruntime' --runs 3 --cold-runs 0
+	  --contender 'reference (PyTorch)' --contender 'safelight onnxruntime' --rounds 1 --runs 3 --cold-runs 0 --no-ceiling
 	@echo "the picture: demo/grid.png"
 
-# The numbers of the README, on an otherwise idle machine.
+# The bundled model, on an otherwise idle machine. A contender that fails or differs says so in the tables, and ends nothing.
 bench: $(INSTALLED)
-	$(BIN)/safelight bench --json benchmarks/results/emoji-cpu.json
+	-$(BIN)/safelight bench --rounds 3 --json benchmarks/results/emoji-cpu.json --html output/bench/emoji-cpu.html \
+	  --scaling 'safelight onnxruntime' --scaling diffusers
+
+# All the numbers of docs/benchmarks.md, on an otherwise idle machine: hours, 20 GB of disk, 24 GB of memory.
+bench-cpu: bench
+	-$(BIN)/safelight bench --case sd15 --rounds 2 --runs 1 --cold-runs 1 \
+	  --json benchmarks/results/sd15-cpu.json --html output/bench/sd15-cpu.html
+	-$(BIN)/safelight bench --case sd15 --size 512 --num-inference-steps 4 --rounds 1 --runs 1 --cold-runs 0 --no-ceiling \
+	  $(CURVES) --scaling 'safelight openvino bf16' --scaling 'diffusers bf16' --scale-sides 256,512,1024 \
+	  --json benchmarks/results/sd15-curves-cpu.json --html output/bench/sd15-curves-cpu.html
+	-$(BIN)/safelight bench --case sd15 --size 512 --size 1024 --batch 2 --batch 4 --num-inference-steps 4 --rounds 1 \
+	  --runs 1 --cold-runs 0 --json benchmarks/results/sd15-batches-cpu.json --html output/bench/sd15-batches-cpu.html
+	-$(BIN)/safelight bench --case sd21 --case sdxl --size 512 --size 1024 --num-inference-steps 4 --rounds 1 --runs 1 \
+	  --cold-runs 0 --json benchmarks/results/sd21-sdxl-cpu.json --html output/bench/sd21-sdxl-cpu.html
 
 clean:
-	rm -rf .venv $(OPTIMUM) .types .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist demo output *.egg-info
+	rm -rf .venv $(OPTIMUM) $(GENAI) $(SDCPP) .types .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist demo output *.egg-info

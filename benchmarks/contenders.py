@@ -1,150 +1,121 @@
-"""Who takes part: each opens its pipeline and makes the case's picture, as its user would."""
+"""Everybody who may take part: safelight on each of its backends, the reference, and other tools."""
 
 import importlib.util
-import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
-from time import perf_counter
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
+from safelight.runtime.backends import ON_GPU, backend_module
 
-from safelight.runtime.backends import BACKENDS, ON_GPU, Array, backend_module
+from .cases import Case
+from .contender import Contender
+from .peers.registry import PEERS, Peer
+from .workspace import Workspace, key
 
-from .case import Case
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What one generation gave: (height, width, 3) float32 in [0, 1], and the seconds of each stage."""
-
-    image: Array
-    seconds: dict[str, float]  # "total", the stages that the contender tells apart, and "step", the median of one
+REFERENCE = "reference (PyTorch)"
+NEEDS_CHECKPOINT = "needs --checkpoint"
+#: whose picture the others' are compared with: the first of them that has one
+BASELINES = (REFERENCE, "diffusers", "safelight onnxruntime")
 
 
-Generate = Callable[[], Picture]
+def _reference_missing(case: Case) -> str | None:
+    absent = [package for package in ("torch", "onnxscript") if importlib.util.find_spec(package) is None]
+    if absent:
+        return f"{', '.join(absent)} not installed: pip install 'safelight[export,bench]'"
+    return NEEDS_CHECKPOINT if case.model.shape is None and case.model.checkpoint is None else None
 
 
-class StepTimes:
-    """A callback for the end of each step, which diffusers and the runtime call alike: it notes the time."""
-
-    def __init__(self) -> None:
-        self.started = perf_counter()
-        self.ends: list[float] = []
-
-    def __call__(self, _pipeline: object, _step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
-        """Changes nothing."""
-        self.ends.append(perf_counter())
-        return tensors
-
-    def median(self) -> float:
-        """Seconds from the end of one step to the next; of a single step, from the start."""
-        times = [self.started, *self.ends] if len(self.ends) == 1 else self.ends
-        return statistics.median(after - before for before, after in pairwise(times))
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One row of the table."""
-
-    open: Callable[[Case], Generate]  # in a process of its own
-    missing: Callable[[Case], str | None]  # why it cannot take part here; None when it can
-
-
-#: a safety checker, where there is one, would make pictures black that are to be compared
-UNCHECKED: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
-
-
-def _open_safelight(backend: str) -> Callable[[Case], Generate]:
-    def open_pipeline(case: Case) -> Generate:
-        from safelight.runtime import DiffusionPipeline
-
-        pipeline = DiffusionPipeline.from_pretrained(case.model, backend=backend, **UNCHECKED)
-        return _runtime_generate(pipeline, case)
-
-    return open_pipeline
-
-
-def _open_reference(case: Case) -> Generate:
-    from .torch_reference import reference_pipeline
-
-    assert case.checkpoint is not None
-    return _runtime_generate(reference_pipeline(Path(case.checkpoint)), case)
-
-
-def _runtime_generate(pipeline: Any, case: Case) -> Generate:
-    pipeline.set_progress_bar_config(disable=True)
-
-    def generate() -> Picture:
-        steps = StepTimes()
-        output = pipeline(seed=case.seed, output_type="np", callback_on_step_end=steps, **case.call())
-        ended = perf_counter()
-        return Picture(output.images[0], {"total": ended - steps.started, **output.timings, "step": steps.median()})
-
-    return generate
-
-
-def _open_diffusers(case: Case) -> Generate:
-    import torch
-    from diffusers import StableDiffusionPipeline
-
-    assert case.checkpoint is not None
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-        case.checkpoint, dtype=torch.float32, **UNCHECKED
-    )
-    pipeline.set_progress_bar_config(disable=True)
-
-    def generate() -> Picture:
-        steps = StepTimes()
-        generator = torch.Generator().manual_seed(case.seed)
-        output = pipeline(generator=generator, output_type="np", callback_on_step_end=steps, **case.call())
-        ended = perf_counter()
-        seconds = {
-            "total": ended - steps.started,
-            "text and denoise": steps.ends[-1] - steps.started,
-            "decode": ended - steps.ends[-1],
-            "step": steps.median(),
-        }
-        return Picture(np.asarray(output.images[0], dtype=np.float32), seconds)
-
-    return generate
-
-
-def _missing_backend(backend: str) -> Callable[[Case], str | None]:
-    def missing(_case: Case) -> str | None:
+def _safelight(name: str, precision: str, backend: str, **options: Any) -> Contender:
+    def missing(case: Case) -> str | None:
+        if options.get("speed") and importlib.util.find_spec("safelight.runtime.speed") is None:
+            return "this safelight has no --speed"
         try:
             backend_module(backend)
         except ModuleNotFoundError as error:
             return str(error)
+        if case.model.shape is not None and importlib.util.find_spec("onnxscript") is None:
+            return "a model of random weights has to be exported: pip install 'safelight[export]'"
         return None
 
-    return missing
+    return Contender(
+        name=name,
+        tool="safelight",
+        precision=precision,
+        module="safelight.benchmarks.peers.safelight",
+        missing=missing,
+        options={"backend": backend, **options},
+        low_memory=bool(options.get("low_memory")),
+    )
 
 
-def _missing_packages(*packages: str) -> Callable[[Case], str | None]:
-    def missing(case: Case) -> str | None:
-        absent = [package for package in packages if importlib.util.find_spec(package) is None]
-        if absent:
-            return f"{', '.join(absent)} not installed: pip install 'safelight[export,bench]'"
-        return None if case.checkpoint is not None else "needs --checkpoint"
+def _on_a_gpu(backend: str) -> Contender:
+    return Contender(
+        name=f"safelight {backend}",
+        tool="safelight",
+        precision="fp16",
+        module="safelight.benchmarks.peers.safelight",
+        missing=lambda _: "runs on NVIDIA GPUs alone: safelight bench --preset gpu measures it there",
+    )
 
-    return missing
 
-
-REFERENCE = "reference (PyTorch)"
-
-#: the reference first: it is what the others' pictures are compared with
-CONTENDERS: Mapping[str, Contender] = MappingProxyType(
-    {
-        REFERENCE: Contender(_open_reference, _missing_packages("torch", "onnxscript")),
-        "diffusers": Contender(_open_diffusers, _missing_packages("torch", "diffusers", "transformers")),
-        **{
-            f"safelight {name}": Contender(_open_safelight(name), _missing_backend(name))
-            for name in BACKENDS
-            if name not in ON_GPU
-        },
-    }
+_OURS = (
+    _safelight("safelight onnxruntime", "fp32", "onnxruntime"),
+    _safelight("safelight onnxruntime, low memory", "fp32", "onnxruntime", low_memory=True),
+    _safelight("safelight openvino", "fp32", "openvino"),
+    _safelight("safelight openvino bf16", "bf16", "openvino"),
+    _safelight("safelight openvino bf16, balanced", "bf16", "openvino", speed="balanced"),
+    *map(_on_a_gpu, ON_GPU),
 )
+
+
+def _peer(peer: Peer) -> Contender:
+    """Another tool, which opens the case's checkpoint, or what it makes of that once."""
+
+    def missing(case: Case) -> str | None:
+        checkpoint = case.model.checkpoint
+        if reason := peer.missing(None if checkpoint is None else Path(checkpoint)):
+            return reason
+        return NEEDS_CHECKPOINT if checkpoint is None and case.model.shape is None else None
+
+    def prepare(case: Case, workspace: Workspace) -> Path:
+        checkpoint = workspace.checkpoint(case)
+        if peer.export is None:
+            return checkpoint
+        _, _, exporter = peer.export.rpartition(".")
+        return workspace.made(
+            f"{case.model.name}-{exporter.replace('_', '-')}",
+            key([str(checkpoint.absolute())], [f"benchmarks/peers/{exporter}.py"]),
+            lambda folder: peer.export_command(checkpoint.absolute(), folder.absolute()),
+            contender.environment(),
+        )
+
+    contender = Contender(
+        name=peer.name,
+        tool=peer.tool,
+        precision=peer.precision,
+        module=f"safelight.{peer.module}",
+        python=None if peer.environment is None else peer.python,
+        missing=missing,
+        prepare=prepare,
+        options=peer.options,
+    )
+    return contender
+
+
+_REFERENCE = Contender(
+    name=REFERENCE,
+    tool="reference",
+    precision="fp32",
+    module="safelight.benchmarks.peers.reference",
+    missing=_reference_missing,
+    prepare=lambda case, workspace: workspace.checkpoint(case),
+)
+
+#: by name; the reference first, because the others are compared with it
+CONTENDERS: Mapping[str, Contender] = MappingProxyType(
+    {contender.name: contender for contender in (_REFERENCE, *_OURS, *map(_peer, PEERS.values()))}
+)
+
+#: those that `--quick` measures, the quickest first: what there is no time for is left out
+QUICK = ("safelight onnxruntime", "safelight openvino bf16", REFERENCE, "diffusers")

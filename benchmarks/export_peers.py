@@ -25,9 +25,9 @@ import numpy as np
 
 from safelight.runtime.backends import Array
 
+from .machine import machine, versions
 from .process_tree import Usage, failure, run
 from .published import SHAPES, count_parameters, write_checkpoint
-from .report import machine, versions
 
 ITEM_SIZES = {"fp32": 4, "fp16": 2}
 #: relative difference of a UNet's output from the first exporter's, for its numbers to count
@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json is not None:
         content = {
             "date": datetime.now(UTC).date().isoformat(),
-            "machine": machine() | {"memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")},
+            "machine": machine(),
             "versions": {"safelight": versions(), "optimum": _peer_versions()},
             "checkpoint": {"name": arguments.shape or checkpoint.resolve().name, "parameters": parameters},
             "dtype": arguments.dtype,

@@ -7,6 +7,7 @@ add about one in a hundred.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,21 @@ _Count = Callable[[Mapping[str, Shape], NodeProto], int]
 _SIZES = 64  # an array of integers as long as this is no shape
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a run takes, whatever runs it."""
+
+    flops: int
+    numbers: int  # that the counted operators read, weights too, and write: each once, as if nothing stayed in a cache
+
+
 def graph_flops(graph: Path, inputs: Mapping[str, Shape]) -> int:
-    """The operations of one run of a graph.
+    """The operations of one run of a graph; see `graph_work`."""
+    return graph_work(graph, inputs).flops
+
+
+def graph_work(graph: Path, inputs: Mapping[str, Shape]) -> Work:
+    """The operations of one run of a graph, and the numbers that go through the operators that are counted.
 
     Args:
         graph: an ONNX file of the standard operators, in one domain; its weights are not read.
@@ -36,16 +50,17 @@ def graph_flops(graph: Path, inputs: Mapping[str, Shape]) -> int:
     model = onnx.load(graph, load_external_data=False)
     _fix_inputs(model, graph, inputs)
     shapes = _shapes(model)
-    total = 0
+    flops = numbers = 0
     for node in model.graph.node:
         if count := _COUNTS.get(node.op_type):
             try:
-                total += count(shapes, node)
+                flops += count(shapes, node)
+                numbers += sum(math.prod(shapes[name]) for name in {*node.input, *node.output} if name in shapes)
             except KeyError as error:
                 raise ValueError(
                     f"{graph}: the shape of {error}, of {node.op_type} {node.name}, does not follow from the inputs'"
                 ) from None
-    return total
+    return Work(flops=flops, numbers=numbers)
 
 
 def _fix_inputs(model: onnx.ModelProto, graph: Path, inputs: Mapping[str, Shape]) -> None:

@@ -1,10 +1,9 @@
-"""Runs the contenders and collects what they did; the pictures are compared before any time is looked at."""
+"""Runs contenders in turns, each time in a process of its own, and collects what they did."""
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,99 +12,181 @@ from typing import Any
 
 import numpy as np
 
-from .case import Case
-from .contenders import CONTENDERS, REFERENCE
+from safelight.runtime.backends import Array
 
-#: largest difference of a float image from the reference's, in 1/255, for a time to count
-SAME_PICTURE = 1.0
+from .cases import Case
+from .contender import Contender
+from .peers.job import Job
+from .process_tree import failure, run
+from .rows import Row, Spread
+from .workspace import Workspace
+
+#: of the picture before those that are measured
+WARM_UP_STEPS = 2
+_INTERVAL = 0.5  # seconds between two looks at a process
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Median, least and most of several measurements."""
+class Plan:
+    """How often each contender is measured, and how long that may take."""
 
-    median: float
-    least: float
-    most: float
+    rounds: int  # processes of each, in turns: A B C A B C
+    pictures: int  # that each of them makes, after a warm-up
+    cold_runs: int  # processes of each that make one picture and no more, in turns too
+    timeout: float  # seconds of one process
+    deadline: float | None = None  # of `perf_counter`, after which nothing starts
+    threads: int | None = None  # of the CPU; each tool's own choice when None
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Of at least one value."""
-        return cls(median=statistics.median(values), least=min(values), most=max(values))
+    def left(self) -> float:
+        """The seconds that a process may take now; 0 and less: none."""
+        return self.timeout if self.deadline is None else min(self.timeout, self.deadline - perf_counter())
 
 
 @dataclass(kw_only=True)
-class Row:
-    """What is known of one contender."""
+class Entrant:
+    """A contender that takes part, and what its processes found."""
 
-    contender: str
-    missing: str | None = None  # why it took no part
-    difference: float | None = None  # of its float image from the reference's, largest, in 1/255
-    cold_seconds: Spread | None = None  # from the start of the process to its end, with the picture saved
-    peak_memory: int | None = None  # resident bytes of such a process
-    warm_seconds: dict[str, Spread] = field(default_factory=dict)  # by stage
+    contender: Contender
+    model: Path  # what its workers open
+    failure: str | None = None
+    images: Array | None = None  # of the first round, (batch, height, width, 3)
+    pictures: list[dict[str, float]] = field(default_factory=list)  # seconds by stage
+    opens: list[float] = field(default_factory=list)
+    cold: list[float] = field(default_factory=list)
+    rounds: int = 0  # that it came to the end of
+    memory: list[int] = field(default_factory=list)  # of the rounds' processes
+    cold_memory: list[int] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    note: str | None = None  # of the worker, on how it makes the pictures
+    longest: float = 0.0  # of its processes
 
-    @property
-    def comparable(self) -> bool:
-        """Whether its times may stand beside the reference's: the picture is the same, or there is no reference."""
-        return self.missing is None and (self.difference is None or self.difference <= SAME_PICTURE)
+    def row(self, plan: Plan) -> Row:
+        """What is known of it."""
+        row = self.contender.row()
+        row.failure = self.failure
+        stages = [stage for stage in STAGES if all(stage in picture for picture in self.pictures)]
+        if self.pictures:
+            row.warm_seconds = {stage: Spread.of([each[stage] for each in self.pictures]) for stage in stages}
+        row.open_seconds = Spread.of(self.opens) if self.opens else None
+        row.cold_seconds = Spread.of(self.cold) if self.cold else None
+        memory = self.memory or self.cold_memory
+        row.peak_memory = int(statistics.median(memory)) if memory else None
+        row.versions, row.note = self.versions, self.note
+        missed = [
+            f"{done} of {wanted} {what}"
+            for done, wanted, what in (
+                (self.rounds, plan.rounds, "rounds"),
+                (len(self.cold), plan.cold_runs, "cold starts"),
+            )
+            if done < wanted
+        ]
+        if missed and self.failure is None:
+            row.left_out = f"the time was used up after {' and '.join(missed)}"
+        return row
+
+
+#: of a picture; "denoise" is the sum of the steps and "step" their median
+STAGES = ("total", "text", "denoise", "decode", "step")
 
 
 def measure(
-    case: Case, *, runs: int, cold_runs: int, names: Sequence[str] = (), progress: Callable[[str], None]
-) -> list[Row]:
-    """Measures each contender in processes of its own, cold starts in turns.
+    case: Case, entrants: Sequence[Entrant], workspace: Workspace, plan: Plan, progress: Progress = lambda _: None
+) -> None:
+    """Runs everybody's processes in turns; what each found is in the entrants.
+
+    One that crashes, or takes too long, says so in `Entrant.failure`, and the others go on.
 
     Args:
-        case: the picture.
-        runs: warm pictures of each, after one warm-up.
-        cold_runs: processes of each that make one picture and end.
-        names: of the contenders; all of them when empty.
+        case: the pictures.
+        entrants: who takes part.
+        workspace: where the starting noise lies.
+        plan: how often.
         progress: told a line before each process.
     """
-    rows = {name: Row(contender=name, missing=CONTENDERS[name].missing(case)) for name in names or CONTENDERS}
-    images: dict[str, Any] = {}
-    taking_part = [name for name, row in rows.items() if row.missing is None]
+    latents = workspace.latents(case).absolute()
     with tempfile.TemporaryDirectory(prefix="safelight-bench-") as folder:
-        for name in taking_part:
-            progress(f"{name}: {runs} pictures after a warm-up")
-            seconds, images[name] = _warm(name, case, runs, Path(folder))
-            rows[name].warm_seconds = {stage: Spread.of([run[stage] for run in seconds]) for stage in seconds[0]}
-        cold: dict[str, list[tuple[float, int | None]]] = {name: [] for name in taking_part}
-        for turn in range(cold_runs):
-            for name in taking_part:
-                progress(f"{name}: cold start {turn + 1} of {cold_runs}")
-                cold[name].append(_cold(name, case, Path(folder)))
-    for name, starts in cold.items():
-        if starts:
-            rows[name].cold_seconds = Spread.of([seconds for seconds, _ in starts])
-            peaks = [memory for _, memory in starts if memory is not None]
-            rows[name].peak_memory = int(statistics.median(peaks)) if peaks else None
-    for name, image in images.items():
-        if REFERENCE in images:
-            rows[name].difference = float(np.abs(image - images[REFERENCE]).max() * 255)
-    return list(rows.values())
+        for pictures, turns in ((plan.pictures, plan.rounds), (0, plan.cold_runs)):
+            for turn in range(turns):
+                for entrant in entrants:
+                    if entrant.failure is None and plan.left() > entrant.longest:
+                        what = f"round {turn + 1} of {turns}" if pictures else f"cold start {turn + 1} of {turns}"
+                        progress(f"{case.name}: {entrant.contender.name}: {what}")
+                        job = _job(case, entrant, latents, plan, pictures, Path(folder))
+                        _run(entrant, job, plan)
 
 
-def _command(name: str, case: Case, runs: int, folder: Path) -> list[str]:
-    return [sys.executable, "-m", "safelight.benchmarks.worker", name, case.to_json(), str(runs), str(folder)]
+def _job(case: Case, entrant: Entrant, latents: Path, plan: Plan, pictures: int, folder: Path) -> Job:
+    return Job(
+        model=str(entrant.model.absolute()),
+        prompts=[case.prompt] * case.batch,
+        height=case.height,
+        width=case.width,
+        num_inference_steps=case.num_inference_steps,
+        guidance_scale=case.guidance_scale,
+        seed=case.seed,
+        latents=str(latents),
+        precision=entrant.contender.precision,
+        threads=plan.threads,
+        pictures=pictures,
+        warm_up_steps=min(WARM_UP_STEPS, case.num_inference_steps),
+        options=dict(entrant.contender.options),
+        output=tempfile.mkdtemp(dir=folder),
+    )
 
 
-def _warm(name: str, case: Case, runs: int, folder: Path) -> tuple[list[dict[str, float]], Any]:
-    """The seconds of each run, and the float image."""
-    result = subprocess.run(_command(name, case, runs, folder), stderr=subprocess.PIPE, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(f"{name} failed:\n{result.stderr.strip()}")
-    return json.loads((folder / "seconds.json").read_text()), np.load(folder / "image.npy")
+def _run(entrant: Entrant, job: Job, plan: Plan) -> None:
+    """One process, and what it leaves in the entrant."""
+    folder = Path(job.output)
+    file, log = folder / "job.json", folder / "log.txt"
+    job.write(file)
+    limit = plan.left()
+    started, start = perf_counter(), time.time()
+    try:
+        usage = run(
+            entrant.contender.command(file),
+            log=log,
+            time_limit=limit,
+            environment=entrant.contender.environment(),
+            folder=folder,
+            interval=min(_INTERVAL, limit),
+        )
+    except OSError as error:
+        entrant.failure = f"cannot be started: {error}"
+        return
+    entrant.longest = max(entrant.longest, perf_counter() - started)
+    if usage.over_time and limit < plan.timeout:
+        return  # the time of all of them is used up, which is not its failure
+    entrant.failure = failure(usage, log)
+    if entrant.failure is None:
+        try:
+            _collect(entrant, job, start, usage.process_memory)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            entrant.failure = f"left no result that can be read: {error}"
 
 
-def _cold(name: str, case: Case, folder: Path) -> tuple[float, int | None]:
-    """Seconds from start to end of a process that makes one picture, and its peak of resident bytes if known."""
-    picture = folder / "picture.png"
-    picture.unlink(missing_ok=True)
-    started = perf_counter()
-    result = subprocess.run(_command(name, case, 0, folder), stderr=subprocess.PIPE, text=True, check=False)
-    seconds = perf_counter() - started
-    if result.returncode or not picture.is_file():
-        raise RuntimeError(f"{name} failed at a cold start:\n{result.stderr.strip()}")
-    return seconds, json.loads((folder / "memory.json").read_text())
+def _collect(entrant: Entrant, job: Job, start: float, memory: int) -> None:
+    folder = Path(job.output)
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    peak = max(memory, result["peak_memory"] or 0)
+    entrant.versions, entrant.note = dict(result["versions"]), result.get("note")
+    if job.pictures:
+        pictures = [_stages(picture) for picture in result["pictures"]]
+        images = np.load(folder / "image.npy")
+        entrant.pictures += pictures
+        entrant.opens.append(float(result["open"]))
+        entrant.memory.append(peak)
+        entrant.images = images if entrant.images is None else entrant.images
+        entrant.rounds += 1
+    else:  # by the clock of the files, which is the system's
+        entrant.cold.append((folder / "picture.png").stat().st_mtime - start)
+        entrant.cold_memory.append(peak)
+
+
+def _stages(picture: dict[str, Any]) -> dict[str, float]:
+    """The seconds of those stages that the tool tells apart."""
+    seconds = {"total": picture["total"], "text": picture["text"], "decode": picture["decode"]}
+    if picture["steps"]:
+        seconds |= {"denoise": sum(picture["steps"]), "step": statistics.median(picture["steps"])}
+    return {stage: float(value) for stage, value in seconds.items() if value is not None}

@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
 
-from safelight.export.networks import build
-from safelight.export.single_file.tokenizer import write_tokenizer
 from safelight.runtime.backends import Array
 from safelight.runtime.model_folder import MODEL_INDEX
 
@@ -38,6 +35,7 @@ class Shape:
 
     pipeline: str
     networks: Mapping[str, tuple[str, Config]]
+    prediction_type: str = "epsilon"
 
 
 _CLIP = {"model_type": "clip_text_model", "vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407}
@@ -59,6 +57,15 @@ _CLIP_G = {
     "projection_dim": 1280,
     "hidden_act": "gelu",
 }
+_CLIP_H = {
+    **_CLIP,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,  # of the 24 that OpenCLIP has; the checkpoint leaves out the last
+    "num_attention_heads": 16,
+    "projection_dim": 512,
+    "hidden_act": "gelu",
+}
 _VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -74,6 +81,14 @@ _UNET_15 = {
     "layers_per_block": 2,
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
+}
+_UNET_21 = {
+    **_UNET_15,
+    "sample_size": 96,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+    "upcast_attention": True,
 }
 _UNET_XL = {
     "sample_size": 128,
@@ -91,13 +106,13 @@ _UNET_XL = {
 }
 
 
-def _sd(unet: Config, vae: Config, text_encoder: Config) -> Shape:
+def _sd(unet: Config, vae: Config, text_encoder: Config, prediction_type: str = "epsilon") -> Shape:
     networks = {
         "text_encoder": ("CLIPTextModel", text_encoder),
         "unet": ("UNet2DConditionModel", unet),
         "vae": ("AutoencoderKL", vae),
     }
-    return Shape("StableDiffusionPipeline", networks)
+    return Shape("StableDiffusionPipeline", networks, prediction_type)
 
 
 def _sdxl(unet: Config, text_layers: tuple[int, int]) -> Shape:
@@ -115,6 +130,7 @@ def _sdxl(unet: Config, text_layers: tuple[int, int]) -> Shape:
 
 SHAPES: Mapping[str, Shape] = {
     "sd15": _sd(_UNET_15, _VAE, _CLIP_L),
+    "sd21": _sd(_UNET_21, {**_VAE, "sample_size": 768}, _CLIP_H, "v_prediction"),
     "sdxl": _sdxl(_UNET_XL, (12, 32)),
     # its UNet and its autoencoder, beside text encoders of two layers
     "sdxl-unet": _sdxl(_UNET_XL, (2, 2)),
@@ -138,10 +154,16 @@ def write_checkpoint(folder: Path, shape: Shape) -> None:
         FileExistsError: the folder is there already.
         OSError: the disk is full, or the folder cannot be written.
     """
+    import torch
+
+    from safelight.export.networks import build
+    from safelight.export.single_file.tokenizer import write_tokenizer
+
     folder.mkdir(parents=True)
+    scheduler = {**_SCHEDULER, "prediction_type": shape.prediction_type}
     index: dict[str, Any] = {"_class_name": shape.pipeline, "scheduler": ["diffusers", _SCHEDULER["_class_name"]]}
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(_SCHEDULER))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     for name, (class_name, config) in shape.networks.items():
         library = "transformers" if name.startswith("text_encoder") else "diffusers"
         index[name] = [library, class_name]

@@ -28,7 +28,7 @@ from safelight.runtime import Generator
 from safelight.runtime.backends import Array
 from safelight.runtime.schedulers import every_scheduler, scheduler_class
 
-from .report import machine, versions
+from .machine import machine, versions
 
 #: latents of Stable Diffusion 1.5, and four of SDXL
 SHAPES = ((1, 4, 64, 64), (4, 4, 128, 128))

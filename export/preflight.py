@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP_LIMIT, _CGROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+from .available_memory import available_memory
 
 #: of the weights' bytes: the graphs, tokenizers and whatever else a model folder has
 _DISK_SLACK = 1.02
@@ -69,18 +68,6 @@ def processes_at_once() -> int:
     available = available_memory()
     fit = _MOST_PROCESSES if available is None else available // TRACING_BYTES
     return max(1, min(_MOST_PROCESSES, os.cpu_count() or 1, fit))
-
-
-def available_memory() -> int | None:
-    """The bytes that a process can have here; None where the system does not say."""
-    found = []
-    if _MEMINFO.is_file():
-        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="ascii").splitlines())
-        if "MemAvailable" in lines:
-            found.append(1024 * int(lines["MemAvailable"].split()[0]))
-    if _CGROUP_LIMIT.is_file() and (limit := _CGROUP_LIMIT.read_text(encoding="ascii").strip()).isdecimal():
-        found.append(int(limit) - int(_CGROUP_USED.read_text(encoding="ascii")))
-    return min(found) if found else None
 
 
 def count(shapes: Shapes) -> int:

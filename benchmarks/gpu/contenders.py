@@ -8,8 +8,7 @@ from typing import Any, Protocol, Self
 from safelight.runtime.backends import Array
 from safelight.runtime.engines.record import FLAVOURS
 
-from ..case import Case
-from ..contenders import Picture
+from .case import Case, Picture
 from .inventory import Inventory
 
 

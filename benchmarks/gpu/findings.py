@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..report import machine, versions
+from ..machine import machine, versions
 from .cases import CASES
 from .contenders import CONTENDERS
 from .inventory import Inventory

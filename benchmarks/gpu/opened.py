@@ -8,8 +8,7 @@ from typing import Any
 from safelight.runtime import DiffusionPipeline
 from safelight.runtime.backends import Array
 
-from ..case import Case
-from ..contenders import Picture
+from .case import Case, Picture
 from .contenders import Task
 
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from safelight.runtime.backends import Array
 
-from ..contenders import UNCHECKED, Picture
 from ..torch_reference import Placement, TorchNetwork, reference_pipeline
+from .case import Picture
 from .contenders import Task
 from .opened import RuntimePipeline
 
@@ -73,7 +73,7 @@ class DiffusersPipeline:
         )
         self._xl = hasattr(pipeline, "text_encoder_2")
         if not self._xl:
-            pipeline.register_modules(safety_checker=UNCHECKED["safety_checker"])
+            pipeline.register_modules(safety_checker=None)
         pipeline = pipeline.to(task.device)
         pipeline.set_progress_bar_config(disable=True)
         for network in (pipeline.unet, pipeline.vae):

@@ -47,9 +47,9 @@ class PlainNetwork:
 
 
 class _PlainEngine(Engine):
-    def open(self, folder: ModelFolder, network: str) -> PlainNetwork:
+    def open(self, folder: ModelFolder, network: str, *, variant: str | None = None) -> PlainNetwork:
         target = backend_module(self.backend).target(self.device)
-        return PlainNetwork(folder.graph(network, target), self.device)
+        return PlainNetwork(folder.graph(network, target, variant=variant), self.device)
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..case import Case
 from .budget import Budget
+from .case import Case
 from .cases import GUIDANCE_SCALE, PROMPT
 from .contenders import CONTENDERS, Task
 from .jobs import Job, make

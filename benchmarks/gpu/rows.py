@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..measure import Spread
+from ..rows import Spread
 from .compare import picture_limit, picture_psnr, relative_error, unet_limit
 
 

@@ -3,8 +3,6 @@
 Each is a folder whose name ends in a key of what made it, and that is there as a whole or not at all.
 """
 
-import hashlib
-import importlib.metadata
 import json
 import shutil
 import sys
@@ -16,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..inputs import unet_inputs
+from ..workspace import EXPORTING_CODE, exporters, key
 from .cases import GpuCase
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -33,24 +30,23 @@ class Workspace:
     @property
     def checkpoint(self) -> Path:
         """The checkpoint with random weights."""
-        return self.folder / f"checkpoint-{_key([self.case.shape], ['benchmarks/published.py'])}"
+        return self.folder / f"checkpoint-{key([self.case.shape], ['benchmarks/published.py'])}"
 
     @property
     def export(self) -> Path:
         """The model folder that is exported from it."""
-        code = ["export/**/*.py", "reference/*.py", "runtime/manifest.py"]
-        return self.folder / f"export-{_key([self.checkpoint.name, _versions()], code)}"
+        return self.folder / f"export-{key([self.checkpoint.name, *exporters()], EXPORTING_CODE)}"
 
     @property
     def inputs(self) -> Path:
         """The file of arrays that every contender gets."""
-        return self.folder / f"inputs-{_key([repr(self.case), self.largest_batch], ['benchmarks/inputs.py'])}.npz"
+        return self.folder / f"inputs-{key([repr(self.case), self.largest_batch], ['benchmarks/inputs.py'])}.npz"
 
     @property
     def answers(self) -> Path:
         """What the reference gives for them."""
         code = ["benchmarks/torch_reference.py", "benchmarks/gpu/answers.py", "reference/*.py"]
-        return self.folder / f"answers-{_key([self.checkpoint.name, self.inputs.name, self.steps], code)}"
+        return self.folder / f"answers-{key([self.checkpoint.name, self.inputs.name, self.steps], code)}"
 
     def engines(self, flavour: str) -> Path:
         """The store of one TensorRT's engines."""
@@ -109,21 +105,3 @@ def build_command(workspace: Workspace, flavour: str, gpu: str | None) -> list[s
 def _config(checkpoint: Path, component: str) -> Mapping[str, Any]:
     config: Mapping[str, Any] = json.loads((checkpoint / component / "config.json").read_text())
     return config
-
-
-def _versions() -> list[str | None]:
-    found: list[str | None] = []
-    for package in ("torch", "onnxscript", "onnx-ir"):
-        try:
-            found.append(importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            found.append(None)
-    return found
-
-
-def _key(words: list[Any], patterns: list[str]) -> str:
-    digest = hashlib.sha256(json.dumps(words).encode())
-    for pattern in patterns:
-        for file in sorted(_ROOT.glob(pattern)):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]

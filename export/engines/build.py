@@ -99,7 +99,13 @@ def _networks(folder: ModelFolder, wanted: Sequence[str]) -> list[str]:
     held = folder.manifest.components
     if unknown := [name for name in wanted if name not in held]:
         raise ValueError(f"{folder.path} has no network {', '.join(unknown)}; it has {', '.join(held)}")
-    return [name for name in held if name in wanted or not wanted]
+    chosen = [name for name in held if name in wanted or not wanted]
+    if quantized := [name for name in chosen if held[name].quantization is not None]:
+        raise ValueError(
+            f"{', '.join(quantized)} is quantized, and engines are built of the weights as they were exported: build "
+            "from the folder that was quantized"
+        )
+    return chosen
 
 
 def _identity(folder: ModelFolder, network: str, options: BuildOptions, trt: Flavour) -> EngineIdentity:

@@ -1,57 +1,147 @@
-"""The benchmark: what it measures, how it tells pictures apart, and what it leaves behind."""
+"""The benchmark: who takes part, what it measures, how it tells pictures apart, and what it leaves behind."""
 
 import json
 import math
+import subprocess
+import sys
+from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pytest
 
-from safelight.benchmarks import cli, contenders, measure, worker
-from safelight.benchmarks.case import Case
-from safelight.benchmarks.contenders import CONTENDERS, REFERENCE, Contender, Picture
-from safelight.benchmarks.measure import SAME_PICTURE, Row, Spread
-from safelight.benchmarks.report import report, table
+from safelight.benchmarks import cli, contenders, measure, room, suite
+from safelight.benchmarks.cases import Case, bundled_checkpoint, cases, model_of, named_model
+from safelight.benchmarks.contender import Contender
+from safelight.benchmarks.contenders import BASELINES, CONTENDERS, QUICK, REFERENCE
+from safelight.benchmarks.measure import Entrant, Plan
+from safelight.benchmarks.peers import safelight as worker
+from safelight.benchmarks.peers.job import Job, work
+from safelight.benchmarks.peers.registry import Peer
+from safelight.benchmarks.report import report, table, tables
+from safelight.benchmarks.room import memory_needed
+from safelight.benchmarks.rows import SAME_PICTURE, Row, Spread, image_psnr, largest_difference, wrong_images
+from safelight.benchmarks.suite import run_case
 from safelight.benchmarks.torch_reference import reference_pipeline
-from safelight.runtime import DiffusionPipeline, bundled_model
+from safelight.benchmarks.work import case_work, picture_flops
+from safelight.benchmarks.workspace import Workspace
+from safelight.export import available_memory as memory
+from safelight.runtime import DiffusionPipeline, Generator, bundled_model
 from safelight.runtime.cli import main
 
-CASE = Case(
-    model="/somewhere/of/mine/emoji",
-    checkpoint=None,
-    prompt='naïve "café"\n🐱',
-    height=32,
-    width=None,
-    num_inference_steps=2,
-    guidance_scale=5.0,
-    seed=2**40,
-)
 SAFELIGHT = "safelight onnxruntime"
+EMOJI = named_model("emoji")
+(CASE,) = cases([EMOJI], sizes=[(32, 48)], steps=2)
+PLAN = Plan(rounds=1, pictures=1, cold_runs=0, timeout=60, threads=1)
+GB = 10**9
 
 
-# the case
+# what a worker is, without a tool
 
 
-def test_a_case_survives_a_workers_command_line() -> None:
-    assert Case.from_json(CASE.to_json()) == CASE
-    other = replace(CASE, checkpoint="/a", width=64)
-    assert Case.from_json(other.to_json()) == other != CASE
+def scripted(body: str) -> str:
+    return f"""
+import sys
+from pathlib import Path
+import numpy as np
+from safelight.benchmarks.peers.job import Job, Picture, work
+job = Job.read(Path(sys.argv[1]))
+def images(value):
+    return np.full((len(job.prompts), job.height, job.width, 3), value, np.float32)
+def make(value, **other):
+    picture = Picture(images=images(value), text=0.25, steps=[0.5] * job.num_inference_steps, decode=0.125)
+    work(job, lambda job: lambda steps: picture, {{"fake": "1.0"}})
+{body}
+"""
 
 
-def test_a_cases_call_is_what_pipelines_spell_alike() -> None:
-    assert CASE.call() == {
-        "prompt": CASE.prompt,
-        "height": 32,
-        "width": None,
-        "num_inference_steps": 2,
-        "guidance_scale": 5.0,
-    }
+@dataclass(frozen=True, kw_only=True)
+class Scripted(Contender):
+    """A contender whose worker is a few lines."""
+
+    script: str
+
+    def command(self, job: Path) -> list[str]:
+        return [sys.executable, "-c", self.script, str(job)]
 
 
-# the measurements
+def fake(name: str, body: str, **fields: Any) -> Scripted:
+    values = {"tool": "fake", "precision": "fp32", "module": "none", "prepare": lambda case, _: Path(case.model.folder)}
+    return Scripted(name=name, script=scripted(body), **{**values, **fields})
+
+
+@pytest.fixture(autouse=True)
+def enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else runs on this machine meanwhile."""
+    monkeypatch.setattr(room, "available_memory", lambda: None)
+
+
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(folder=tmp_path / "work", progress=lambda _: None)
+
+
+def rows_of(contenders: list[Contender], tmp_path: Path, plan: Plan = PLAN, case: Case = CASE) -> dict[str, Row]:
+    return {row.contender: row for row in run_case(case, contenders, workspace(tmp_path), plan).rows}
+
+
+# cases
+
+
+def test_a_case_is_every_model_size_and_batch() -> None:
+    found = list(cases([EMOJI, named_model("sd15")], sizes=[(512, 512), (1024, 768)], batches=[1, 4], steps=3))
+    assert [case.name for case in found[:4]] == [
+        "emoji 512x512, 3 steps",
+        "emoji 512x512, 4 at once, 3 steps",
+        "emoji 1024x768, 3 steps",
+        "emoji 1024x768, 4 at once, 3 steps",
+    ]
+    assert found[3].latent_shape == (4, 4, 192, 256)
+    assert found[7].latent_shape == (4, 4, 96, 128)
+    assert {case.guidance_scale for case in found} == {5.0, 7.5}
+
+
+def test_models_have_sizes_of_their_own() -> None:
+    sides = {name: named_model(name).side for name in ("emoji", "sd15", "sd21", "sdxl")}
+    assert sides == {"emoji": 64, "sd15": 512, "sd21": 768, "sdxl": 1024}
+    (own,) = cases([EMOJI])
+    assert (own.height, own.width, own.batch, own.num_inference_steps) == (64, 64, 1, 25)
+    assert own.branches == 2
+    assert replace(own, guidance_scale=1.0).branches == 1
+
+
+def test_the_bundled_models_numbers_are_its_weights(emoji_checkpoint: Path) -> None:
+    unet = reference_pipeline(emoji_checkpoint).unet.network._part.parameters()
+    assert EMOJI.parameters["unet"] == sum(parameter.numel() for parameter in unet)
+    assert bundled_checkpoint() == emoji_checkpoint
+
+
+def test_a_report_of_a_case_names_no_path() -> None:
+    record = CASE.to_dict()
+    assert "/" not in json.dumps(record)
+    assert record["model"]["folder"] is record["model"]["checkpoint"] is True
+    assert record["name"] == CASE.name
+
+
+def test_a_model_without_an_autoencoder_makes_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="makes no pictures from text: it has no vae_decoder"):
+        model_of(tmp_path, None)
+
+
+def test_every_picture_of_a_batch_has_the_noise_of_a_seed_of_its_own(tmp_path: Path) -> None:
+    file = workspace(tmp_path).latents(replace(CASE, batch=3, seed=7))
+    noise = np.load(file)
+    assert noise.shape == (3, 4, 12, 8)
+    for index in range(3):
+        np.testing.assert_array_equal(noise[index], Generator(7 + index).randn((1, *noise.shape[1:]))[0])
+
+
+# rows
 
 
 def test_a_spread_is_median_least_and_most() -> None:
@@ -59,12 +149,27 @@ def test_a_spread_is_median_least_and_most() -> None:
     assert Spread.of([4.0]) == Spread(median=4.0, least=4.0, most=4.0)
 
 
-def test_a_row_is_comparable_when_its_picture_is_the_references() -> None:
+def test_a_row_in_float32_is_comparable_when_its_picture_is_the_references() -> None:
     assert Row(contender="x").comparable
     assert Row(contender="x", difference=SAME_PICTURE).comparable
     assert not Row(contender="x", difference=SAME_PICTURE * 1.01).comparable
-    assert not Row(contender="x", difference=math.nan).comparable
-    assert not Row(contender="x", missing="not installed").comparable
+    assert Row(contender="x", difference=30.0, precision="bf16").comparable
+    assert Row(contender="x", difference=30.0, partial=True).comparable
+    for reason in ("missing", "failure", "wrong"):
+        assert not Row(contender="x", precision="bf16", **{reason: "because"}).comparable
+    assert Row(contender="x", wrong="because").differs
+    assert not Row(contender="x", failure="because").differs
+
+
+def test_images_are_compared_before_they_are_rounded() -> None:
+    expected = np.full((1, 2, 2, 3), 0.5, np.float32)
+    other = expected + np.float32(0.25 / 255)
+    assert largest_difference(other, expected) == pytest.approx(0.25, rel=1e-4)
+    assert image_psnr(other, expected) == pytest.approx(-20 * math.log10(0.25 / 255), rel=1e-4)
+    assert image_psnr(expected, expected) == 200
+    assert wrong_images(expected, (1, 2, 2, 3)) is None
+    assert wrong_images(expected, (1, 2, 4, 3)) == "its images are of shape (1, 2, 2, 3), not (1, 2, 4, 3)"
+    assert wrong_images(expected * np.nan, (1, 2, 2, 3)) == "its images have values that are not finite"
 
 
 def spread(median: float) -> Spread:
@@ -75,117 +180,177 @@ ROWS = [
     Row(
         contender="slow",
         difference=0.0,
+        psnr=200.0,
         cold_seconds=spread(8.0),
         peak_memory=400 * 2**20,
         warm_seconds={"total": spread(4.0), "text": spread(1.0), "denoise": spread(3.0)},
+        ceiling_share=0.625,
     ),
     Row(
         contender="quick",
-        difference=0.25,
+        precision="bf16",
+        difference=6.25,
+        psnr=44.44,
         cold_seconds=spread(2.0),
         peak_memory=100 * 2**20,
         warm_seconds={"total": spread(3.0), "text": spread(0.75)},
+        left_out="the time was used up after 1 of 2 rounds",
+        note="it rounds",
     ),
     Row(
-        contender="wrong", difference=7.5, warm_seconds={"total": spread(0.625)}, peak_memory=1, cold_seconds=spread(1)
+        contender="wrong",
+        difference=7.5,
+        psnr=30.0,
+        warm_seconds={"total": spread(0.625)},
+        peak_memory=1,
+        cold_seconds=spread(1),
     ),
+    Row(contender="black", wrong="its images have values that are not finite", warm_seconds={"total": spread(0.625)}),
+    Row(contender="broken", failure="failed after 1 s: ValueError: no", warm_seconds={"total": spread(0.625)}),
     Row(contender="absent", missing="it is not installed"),
 ]
 
 
 def cells(text: str) -> dict[str, list[str]]:
-    """The rows of a table by contender, without the empty cells."""
+    """The rows of a table's first part by contender, without the empty cells."""
     lines = text.split("\n\n")[0].splitlines()[2:]
-    return {parts[0]: parts[1:] for parts in ([part for part in line.split("  ") if part.strip()] for line in lines)}
-
-
-def stripped(rows: dict[str, list[str]]) -> dict[str, list[str]]:
-    return {name: [cell.strip() for cell in row] for name, row in rows.items()}
+    split = ([part.strip() for part in line.split("  ") if part.strip()] for line in lines)
+    return {parts[0]: parts[1:] for parts in split}
 
 
 def test_the_table_has_ratios_to_the_one_that_it_is_against() -> None:
-    rows = stripped(cells(table(ROWS, "slow")))
-    assert rows["slow"] == [
-        "0.0000 / 255",
-        "4.000 s (3.500..4.500)",
-        "1.00",
-        "8.000 s (7.500..8.500)",
-        "1.00",
-        "400 MiB",
-        "1.00",
-    ]
-    assert rows["quick"] == [
-        "0.2500 / 255",
-        "3.000 s (2.500..3.500)",
-        "0.75",
-        "2.000 s (1.500..2.500)",
-        "0.25",
-        "100 MiB",
-        "0.25",
-    ]
-    assert stripped(cells(table(ROWS, "quick")))["slow"][2] == "1.33"
+    rows = cells(table(ROWS, "slow"))
+    slow = "fp32|0.0000 / 255|equal|4.000 s (3.500..4.500)|1.00|8.000 s (7.500..8.500)|1.00|400 MiB|1.00|62%"
+    assert rows["slow"] == slow.split("|")
+    quick = "bf16|6.2500 / 255|44.4 dB|3.000 s (2.500..3.500)|0.75|2.000 s (1.500..2.500)|0.25|100 MiB|0.25|-"
+    assert rows["quick"] == quick.split("|")
+    assert cells(table(ROWS, "quick"))["slow"][4] == "1.33"
 
 
-def test_a_picture_that_differs_has_no_times() -> None:
+def test_what_differs_or_failed_has_no_times() -> None:
     text = table(ROWS, "slow")
-    assert stripped(cells(text))["wrong"] == ["7.5000 / 255 DIFFERS", "-", "-", "-"]
+    assert cells(text)["wrong"] == ["fp32", "7.5000 / 255 DIFFERS", "30.0 dB", "-", "-", "-", "-"]
+    assert cells(text)["black"] == ["fp32", "DIFFERS", "-", "-", "-", "-", "-"]
+    assert cells(text)["broken"] == ["fp32", "FAILED", "-", "-", "-", "-"]
     assert "0.625" not in text
-    assert "wrong:" not in text
+    lines = text.splitlines()
+    assert "black: DIFFERS: its images have values that are not finite" in lines
+    assert "broken: failed after 1 s: ValueError: no" in lines
 
 
-def test_a_contender_that_is_missing_says_why() -> None:
-    text = table(ROWS, "slow")
-    assert stripped(cells(text))["absent"] == ["-", "-", "-", "-"]
-    assert "absent: not measured: it is not installed" in text.splitlines()
-
-
-def test_nothing_is_a_ratio_to_what_differs_or_is_missing() -> None:
-    for against in ("wrong", "absent", "nothing"):
-        rows = stripped(cells(table(ROWS, against)))
-        assert rows["quick"] == ["0.2500 / 255", "3.000 s (2.500..3.500)", "2.000 s (1.500..2.500)", "100 MiB"]
-
-
-def test_the_table_tells_the_stages_apart() -> None:
+def test_every_row_says_what_it_has_to() -> None:
     lines = table(ROWS, "slow").splitlines()
-    assert "slow: text 1.000 s (0.500..1.500), denoise 3.000 s (2.500..3.500)" in lines
-    assert "quick: text 0.750 s (0.250..1.250)" in lines
+    assert "absent: not measured: it is not installed" in lines
+    assert "quick: not everything: the time was used up after 1 of 2 rounds" in lines
+    assert "quick: note: it rounds" in lines
     assert lines[-1] == "x: ratio to slow"
 
 
-def test_the_report_names_machine_versions_and_case_and_no_path_of_it() -> None:
-    content = json.loads(json.dumps(report(CASE, ROWS, 7, 3)))
-    assert set(content) == {"date", "machine", "versions", "case", "runs", "rows"}
-    assert set(content["machine"]) == {"processor", "processors", "system", "python"}
-    assert content["machine"]["processors"] >= 1
+def test_nothing_is_a_ratio_to_what_differs_or_is_missing() -> None:
+    for against in ("wrong", "absent", "broken", "nothing"):
+        text = table(ROWS, against)
+        assert text.endswith(f"x: no ratios, because {against} took no part or differs")
+        assert "0.75" not in cells(text)["quick"]
+
+
+def test_the_second_table_tells_the_stages_apart() -> None:
+    lines = table(ROWS, "slow").split("\n\n")[1].splitlines()
+    assert lines[0].split() == ["contender", "open", "text", "step", "denoise", "decode"]
+    assert "1.000 s (0.500..1.500)" in lines[2]
+    assert [line.split()[0] for line in lines[2:]] == ["slow", "quick"]
+
+
+def test_a_report_has_machine_versions_and_rows_that_can_be_read_again() -> None:
+    measured = suite.Measured(case=CASE, rows=ROWS, compared_with="slow")
+    content = json.loads(json.dumps(report([measured.to_dict()], PLAN, against="slow"), allow_nan=False))
+    assert set(content) == {"date", "machine", "versions", "plan", "against", "ceiling", "cases", "scaling"}
+    assert {"processor", "flags", "processors", "usable", "memory", "governor", "system", "python"} == set(
+        content["machine"]
+    )
     assert content["versions"]["numpy"] == np.__version__
-    assert {"safelight", "onnxruntime", "torch", "diffusers"} <= set(content["versions"])
-    assert content["case"] == {**asdict(CASE), "model": "emoji", "checkpoint": False}
-    assert content["runs"] == {"warm": 7, "cold": 3}
-    assert content["rows"][0]["warm_seconds"]["total"] == {"median": 4.0, "least": 3.5, "most": 4.5}
-    assert [row["contender"] for row in content["rows"]] == ["slow", "quick", "wrong", "absent"]
-    assert "/somewhere" not in json.dumps(content)
+    assert content["plan"] == {"rounds": 1, "pictures": 1, "cold_runs": 0, "timeout": 60, "threads": 1}
+    (case,) = content["cases"]
+    assert [Row.from_dict(row) for row in case["rows"]] == ROWS
+    assert tables(content).startswith(f"== {CASE.name}\n{table(ROWS, 'slow')}")
+    assert tables(content).endswith("pictures are compared with that of slow")
 
 
-# the contenders
+# contenders
 
 
 def test_contenders_without_a_checkpoint_or_an_engine_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {name: contender.missing(CASE) for name, contender in CONTENDERS.items()} == {
-        REFERENCE: "needs --checkpoint",
-        "diffusers": "needs --checkpoint",
-        SAFELIGHT: None,
-    }
-    assert CONTENDERS["diffusers"].missing(replace(CASE, checkpoint="/a")) is None
+    alone = replace(CASE, model=replace(EMOJI, checkpoint=None))
+    assert CONTENDERS[REFERENCE].missing(alone) == CONTENDERS["diffusers"].missing(alone) == "needs --checkpoint"
+    assert CONTENDERS[SAFELIGHT].missing(alone) is None
+    assert CONTENDERS["diffusers"].missing(CASE) is None
+    assert "--preset gpu" in str(CONTENDERS["safelight tensorrt"].missing(CASE))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert CONTENDERS["diffusers"].missing(CASE) == (
         "torch, diffusers, transformers not installed: pip install 'safelight[export,bench]'"
     )
+    assert CONTENDERS["safelight openvino bf16, balanced"].missing(CASE) == "this safelight has no --speed"
 
     def absent(_: str) -> None:
         raise ModuleNotFoundError("the engine needs: pip install it")
 
     monkeypatch.setattr(contenders, "backend_module", absent)
     assert CONTENDERS[SAFELIGHT].missing(CASE) == "the engine needs: pip install it"
+
+
+def test_whom_the_others_are_compared_with_and_who_is_quick_take_part() -> None:
+    assert {*BASELINES, *QUICK} <= CONTENDERS.keys()
+    assert all(CONTENDERS[name].row().exact for name in BASELINES)
+    assert not CONTENDERS["safelight openvino bf16, balanced"].row().exact
+
+
+def test_a_worker_in_another_environment_finds_the_job_and_nothing_else_of_safelight(tmp_path: Path) -> None:
+    other = Contender(
+        name="x", tool="x", precision="fp32", module="safelight.benchmarks.peers.x", python=Path("/e/bin/python")
+    )
+    assert other.command(Path("job.json")) == ["/e/bin/python", "-m", "benchmarks.peers.x", "job.json"]
+    program = "import benchmarks.peers.job, sys; print(any(name.startswith('safelight') for name in sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=other.environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "False\n"
+    own = replace(other, python=None)
+    assert own.command(Path("job.json")) == [sys.executable, "-m", "safelight.benchmarks.peers.x", "job.json"]
+    assert other.environment()["HF_HUB_OFFLINE"] == "1"
+
+
+def test_another_tools_model_is_made_of_the_checkpoint_in_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, Any] = {}
+
+    def note(_place: Workspace, name: str, _key: str, command: Any, environment: dict[str, str]) -> Path:
+        made.update(name=name, command=command(tmp_path / "folder"), environment=environment)
+        return tmp_path
+
+    monkeypatch.setattr(Workspace, "made", note)
+    peer = Peer(
+        name="x", tool="x", precision="fp32", module="benchmarks.peers.x", environment=".venv-x", export="a.b.x_export"
+    )
+    other = contenders._peer(peer)
+    assert other.prepare(CASE, workspace(tmp_path)) == tmp_path
+    assert made["name"] == "emoji-x-export"
+    assert made["command"] == [
+        str(peer.python),
+        "-m",
+        "a.b.x_export",
+        str(bundled_checkpoint()),
+        str(tmp_path / "folder"),
+    ]
+    assert made["environment"] == other.environment()
+    assert other.command(Path("j")) == [str(peer.python), "-m", "benchmarks.peers.x", "j"]
+    own = contenders._peer(replace(peer, environment=None, export=None))
+    assert own.prepare(CASE, workspace(tmp_path)) == bundled_checkpoint()
+    assert own.command(Path("j")) == [sys.executable, "-m", "safelight.benchmarks.peers.x", "j"]
 
 
 @pytest.mark.parametrize("options", [{}, {"clip_skip": 1, "height": 40, "width": 72, "guidance_scale": 1.0}])
@@ -206,124 +371,311 @@ def test_the_reference_pipelines_picture_is_the_exports(
     np.testing.assert_allclose(*encoded, atol=1e-4)
 
 
-def test_a_worker_leaves_a_picture_or_an_image_and_its_seconds(tmp_path: Path) -> None:
-    case = replace(CASE, model=str(bundled_model()), width=48)
-    worker.main(SAFELIGHT, case.to_json(), 2, tmp_path)
-    image = np.load(tmp_path / "image.npy")
-    assert (image.shape, image.dtype) == ((32, 48, 3), np.float32)
-    seconds = json.loads((tmp_path / "seconds.json").read_text())
-    assert [set(run) for run in seconds] == [{"total", "text", "denoise", "decode", "step"}] * 2
-    for run in seconds:
-        assert 0 < run["step"] < run["denoise"]
-        assert sum(run[stage] for stage in ("text", "denoise", "decode")) <= run["total"]
-    assert not (tmp_path / "picture.png").exists()
-    worker.main(SAFELIGHT, case.to_json(), 0, tmp_path)
-    from PIL import Image
+def test_safelights_worker_makes_the_pictures_of_the_noise_that_it_is_given(tmp_path: Path) -> None:
+    case = replace(CASE, batch=2, num_inference_steps=3)
+    latents = workspace(tmp_path).latents(case)
+    entrant = Entrant(contender=CONTENDERS[SAFELIGHT], model=bundled_model())
+    job = measure._job(case, entrant, latents, PLAN, 2, tmp_path)
+    work(job, worker.open_safelight, {"safelight": "0"})
+    pipeline = DiffusionPipeline.from_pretrained(bundled_model(), backend="onnxruntime")
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        [case.prompt] * 2,
+        height=case.height,
+        width=case.width,
+        num_inference_steps=3,
+        guidance_scale=case.guidance_scale,
+        generator=[Generator(0), Generator(1)],
+        output_type="np",
+    ).images
+    np.testing.assert_allclose(np.load(Path(job.output, "image.npy")), expected, atol=1e-5)
+    result = json.loads(Path(job.output, "result.json").read_text())
+    assert len(result["pictures"]) == 2
+    for picture in result["pictures"]:
+        assert len(picture["steps"]) == 3
+        assert min(picture["steps"]) > 0
+        assert picture["text"] + sum(picture["steps"]) + picture["decode"] <= picture["total"]
+    assert not Path(job.output, "picture.png").exists()
 
-    with Image.open(tmp_path / "picture.png") as picture:
-        np.testing.assert_array_equal(np.asarray(picture), (image * 255).round().astype(np.uint8))
+
+# the measurements
 
 
-def test_memory_is_the_processs_own_and_not_what_its_parent_had(tmp_path: Path) -> None:
-    held = np.ones(100 * 2**20, np.float32)  # 400 MiB, and what torch takes
-    _, peak = measure._cold(SAFELIGHT, replace(CASE, model=str(bundled_model())), tmp_path)
-    assert peak is not None
-    assert 50 * 2**20 < peak < held.nbytes
+def test_a_worker_that_fails_says_so_and_the_others_go_on(tmp_path: Path) -> None:
+    fakes = [
+        fake(SAFELIGHT, "make(0.5)"),
+        fake("same", "make(0.5 + 0.5 / 255)"),
+        fake("other", "make(0.5 + 2 / 255)"),
+        fake("low", "make(0.5 + 2 / 255)", precision="bf16"),
+        fake("nan", "make(np.nan)"),
+        fake("small", "job.__dict__['height'] = 8; make(0.5)"),
+        fake("crash", "print('a line'); raise RuntimeError('of this and that')"),
+        fake("silent", "sys.exit(3)"),
+        fake("nothing", "pass"),
+        fake("nowhere", "make(0.5)", missing=lambda _: "not installed: make peer-setup"),
+    ]
+    broken = Contender(
+        name="no python",
+        tool="x",
+        precision="fp32",
+        module="x",
+        python=tmp_path / "none" / "python",
+        prepare=fakes[0].prepare,
+    )
+    rows = rows_of([*fakes, broken], tmp_path, replace(PLAN, rounds=2, pictures=3, cold_runs=1))
+    assert list(rows) == [each.name for each in (*fakes, broken)]
+    first = rows[SAFELIGHT]
+    assert first.warm_seconds["text"] == Spread.of([0.25])
+    assert first.warm_seconds["denoise"] == Spread.of([1.0])
+    assert first.warm_seconds["step"] == Spread.of([0.5])
+    assert first.warm_seconds["decode"] == Spread.of([0.125])
+    assert first.versions == {"fake": "1.0"}
+    assert first.cold_seconds is not None
+    assert 0 < first.cold_seconds.median < 60
+    assert first.peak_memory is not None
+    assert 10 * 2**20 < first.peak_memory < 400 * 2**20
+    assert (first.difference, first.psnr, first.left_out) == (0, 200, None)
+    assert rows["same"].difference == pytest.approx(0.5, rel=1e-3)
+    assert rows["same"].comparable
+    assert rows["other"].differs
+    assert rows["low"].difference == pytest.approx(2, rel=1e-3)
+    assert rows["low"].comparable
+    assert rows["nan"].wrong == "its images have values that are not finite"
+    assert rows["small"].wrong == "its images are of shape (1, 8, 32, 3), not (1, 48, 32, 3)"
+    assert str(rows["crash"].failure).endswith("s: RuntimeError: of this and that")
+    assert str(rows["silent"].failure).endswith("s: it said nothing")
+    assert str(rows["nothing"].failure).startswith("left no result that can be read: ")
+    assert rows["nowhere"].missing == "not installed: make peer-setup"
+    assert str(rows["no python"].failure).startswith("cannot be started: ")
+
+
+def test_a_worker_that_hangs_is_stopped_and_the_others_go_on(tmp_path: Path) -> None:
+    hangs = fake("hangs", "import time; time.sleep(600)")
+    started = perf_counter()
+    rows = rows_of([hangs, fake("quick", "make(0.5)")], tmp_path, replace(PLAN, timeout=5, rounds=2))
+    assert perf_counter() - started < 60
+    assert str(rows["hangs"].failure).startswith("stopped after 5 s, which was its limit")
+    assert rows["quick"].comparable
+
+
+def test_rounds_take_turns(tmp_path: Path) -> None:
+    said: list[str] = []
+    two = [fake("A", "make(0.5)"), fake("B", "make(0.5)")]
+    run_case(CASE, two, workspace(tmp_path), replace(PLAN, rounds=2, cold_runs=1), said.append)
+    assert said == [
+        f"{CASE.name}: {name}: {what}"
+        for what in ("round 1 of 2", "round 2 of 2", "cold start 1 of 1")
+        for name in ("A", "B")
+    ]
+
+
+def test_what_there_is_no_time_for_is_said(tmp_path: Path) -> None:
+    plan = replace(PLAN, rounds=2, cold_runs=1, deadline=perf_counter() + 5)
+    rows = rows_of([fake("hangs", "import time; time.sleep(600)"), fake("quick", "make(0.5)")], tmp_path, plan)
+    for row in rows.values():
+        assert row.failure is None
+        assert row.left_out == "the time was used up after 0 of 2 rounds and 0 of 1 cold starts"
+    late = rows_of([fake("late", "make(0.5)")], tmp_path, replace(PLAN, deadline=perf_counter() - 1))
+    assert late["late"].missing == "the time was used up before its turn"
+
+
+def test_a_machine_that_is_too_small_is_seen_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       24000000 kB\nMemAvailable:   5000000 kB\n")
+    monkeypatch.setattr(room, "available_memory", memory.available_memory)
+    monkeypatch.setattr(memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "_CGROUP_LIMIT", tmp_path / "none")
+    monkeypatch.setattr(measure, "run", lambda *_, **__: pytest.fail("it started"))
+    monkeypatch.setattr(Workspace, "made", lambda *_: pytest.fail("it was made"))
+    (sd15,) = cases([named_model("sd15")])
+    names = (SAFELIGHT, "diffusers")
+    rows = rows_of([CONTENDERS[name] for name in names], tmp_path, case=sd15)
+    for name in names:
+        found = str(rows[name].missing)
+        assert found == "too large for this machine: needs about 5.6 GB of memory, 5.1 GB are free"
+    low = CONTENDERS["safelight onnxruntime, low memory"]
+    assert memory_needed(sd15, low) < memory_needed(sd15, CONTENDERS[SAFELIGHT]) - 0.8 * GB
+    assert memory_needed(sd15, CONTENDERS["diffusers bf16"]) < 0.6 * memory_needed(sd15, CONTENDERS["diffusers"])
+
+
+def test_a_disk_that_is_too_small_is_seen_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage(10 * GB, 9 * GB, GB))
+    monkeypatch.setattr(Workspace, "made", lambda *_: pytest.fail("it was made"))
+    (sd15,) = cases([named_model("sd15")])
+    rows = rows_of([CONTENDERS[SAFELIGHT]], tmp_path, case=sd15)
+    assert rows[SAFELIGHT].missing == (
+        f"sd15 needs 6.7 GB of disk for its checkpoint and export, {tmp_path} has 1.0 GB free"
+    )
+    for what in ("checkpoint", "export"):
+        (tmp_path / "work" / f"sd15-{what}-0123456789ab").mkdir(parents=True)
+    assert room.too_little_disk(sd15, workspace(tmp_path)) is None
+
+
+def test_what_cannot_be_made_is_tried_once(tmp_path: Path) -> None:
+    tries = tmp_path / "tries"
+    script = f"open({str(tries)!r}, 'a').write('x'); raise SystemExit('there is no such thing')"
+    place = workspace(tmp_path)
+
+    def prepare(_: Case, place: Workspace) -> Path:
+        return place.made("thing", "0123456789ab", lambda _: [sys.executable, "-c", script])
+
+    two = [fake(name, "make(0.5)", prepare=prepare) for name in ("A", "B")]
+    for row in run_case(CASE, two, place, PLAN).rows:
+        assert str(row.failure).startswith("its model cannot be made: thing: failed after ")
+        assert str(row.failure).endswith("s: there is no such thing; see thing-0123456789ab.log")
+    assert tries.read_text() == "x"
+    assert not place.has("thing")
+
+
+def test_what_was_made_is_made_once(tmp_path: Path) -> None:
+    command = "import sys, pathlib; pathlib.Path(sys.argv[1]).mkdir(); print('made')"
+    said: list[str] = []
+    place = replace(workspace(tmp_path), progress=said.append)
+    for _ in range(2):
+        folder = place.made("thing", "0123456789ab", lambda path: [sys.executable, "-c", command, str(path)])
+    assert folder.is_dir()
+    assert said == ["thing-0123456789ab is made, once"]
+    assert place.has("thing")
+
+
+def test_work_is_proportional_to_batch_and_guidance() -> None:
+    one = case_work(CASE, bundled_model())
+    two = case_work(replace(CASE, batch=2), bundled_model())
+    alone = case_work(replace(CASE, guidance_scale=1.0), bundled_model())
+    for stage in ("text", "step", "decode"):
+        assert two[stage].flops == 2 * one[stage].flops
+        assert one[stage].numbers < two[stage].numbers < 2 * one[stage].numbers
+    assert 2 * alone["step"].flops == one["step"].flops
+    assert picture_flops(one, 3) - picture_flops(one, 2) == one["step"].flops
+
+
+def test_a_row_has_a_share_of_the_ceiling_of_its_precision() -> None:
+    rows = [
+        Row(contender="a", warm_seconds={"total": spread(2.0), "step": spread(0.75)}),
+        Row(contender="b", precision="bf16", warm_seconds={"total": spread(2.0)}),
+        Row(contender="c", partial=True, warm_seconds={"total": spread(2.0)}),
+    ]
+    work = case_work(CASE, bundled_model())
+    measured = suite.Measured(case=CASE, rows=rows, compared_with=None, work=work)
+    measured.add_rates({"fp32": picture_flops(work, 2)})
+    assert rows[0].ceiling_share == 0.5
+    assert rows[0].flops_per_second["step"] == work["step"].flops / 0.75
+    assert rows[1].ceiling_share is None
+    assert rows[2].flops_per_second == {}
 
 
 # the command
 
 
-def test_all_contenders_make_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_everybody_makes_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole command on the bundled model, in processes of its own."""
-    file = tmp_path / "new" / "report.json"
-    options = ["--runs", "1", "--cold-runs", "1", "--num-inference-steps", "2", "--json", str(file)]
-    assert main(["bench", *options]) == 0
+    names = (REFERENCE, SAFELIGHT, "safelight openvino bf16", "safelight tensorrt")
+    options = ["--runs", "1", "--rounds", "1", "--cold-runs", "1", "--num-inference-steps", "2", "--threads", "1"]
+    options += [option for name in names for option in ("--contender", name)]
+    files = {"--json": tmp_path / "new" / "report.json", "--html": tmp_path / "new" / "report.html"}
+    options += [str(word) for option in files.items() for word in option]
+    assert main(["bench", *options, "--workspace", str(tmp_path / "work"), "--no-ceiling"]) == 0
     printed = capsys.readouterr().out
-    content = json.loads(file.read_text())
-    assert content["case"]["model"] == "emoji"
-    assert content["case"]["num_inference_steps"] == 2
-    assert content["runs"] == {"warm": 1, "cold": 1}
-    rows = {row["contender"]: row for row in content["rows"]}
-    assert list(rows) == list(CONTENDERS)
-    assert rows[REFERENCE]["difference"] == 0
-    for name, row in rows.items():
-        assert row["missing"] is None
-        assert row["difference"] < 0.1
-        assert row["cold_seconds"]["median"] > row["warm_seconds"]["total"]["median"] > 0
-        assert row["peak_memory"] > 50 * 2**20
-        assert f"... {name}: 1 pictures after a warm-up" in printed
-        assert f"... {name}: cold start 1 of 1" in printed
-    assert rows["diffusers"]["difference"] > 0, "two implementations do not agree to the last bit"
-    assert rows[SAFELIGHT]["peak_memory"] < rows["diffusers"]["peak_memory"]
-    assert set(stripped(cells(printed[printed.index("contender  ") :]))) == set(CONTENDERS)
+    content = json.loads(files["--json"].read_text())
+    (case,) = content["cases"]
+    rows = {row["contender"]: Row.from_dict(row) for row in case["rows"]}
+    assert tuple(rows) == names
+    assert case["compared_with"] == REFERENCE
+    assert rows[REFERENCE].difference == 0
+    assert rows["safelight tensorrt"].missing is not None
+    for name in names[:3]:
+        row = rows[name]
+        assert row.missing is row.failure is row.left_out is None
+        assert row.difference is not None
+        assert row.difference < (0.1 if row.exact else 60)
+        assert row.cold_seconds is not None
+        assert row.open_seconds is not None
+        assert row.cold_seconds.median > row.open_seconds.median > 0
+        assert row.peak_memory is not None
+        assert row.peak_memory > 50 * 2**20
+        assert set(row.flops_per_second) >= {"step", "decode", "total"}
+        assert f"... {case['case']['name']}: {name}: cold start 1 of 1" in printed
+    assert rows[SAFELIGHT].difference != 0, "two implementations do not agree to the last bit"
+    assert rows["safelight openvino bf16"].difference != rows[SAFELIGHT].difference
+    memory_of = {name: rows[name].peak_memory or 0 for name in names}
+    assert 0 < memory_of[SAFELIGHT] < memory_of[REFERENCE]
     assert "DIFFERS" not in printed
-    assert printed.rstrip().endswith("x: ratio to diffusers")
+    assert files["--html"].read_text().count("<svg") == 3
 
 
-Images = Callable[..., None]
+Fakes = Callable[..., None]
 
 
 @pytest.fixture
-def pictures(monkeypatch: pytest.MonkeyPatch) -> Images:
-    """Contenders that give the pictures named, in place of processes."""
+def known(monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    """Contenders that are these alone."""
 
-    def replace_by(**values: float) -> None:
-        known = {name: Contender(lambda _: Picture, lambda _: None) for name in values}
-        monkeypatch.setattr(measure, "CONTENDERS", known)
-        images = {name: np.full((2, 2, 3), value, np.float32) for name, value in values.items()}
-        monkeypatch.setattr(
-            measure, "_warm", lambda name, _case, runs, _folder: ([{"total": 1.0}] * runs, images[name])
-        )
-        monkeypatch.setattr(measure, "_cold", lambda *_: (2.0, 3 * 2**20))
+    def replace_by(*fakes: Contender) -> None:
+        monkeypatch.setattr(cli, "CONTENDERS", {each.name: each for each in fakes})
 
     return replace_by
 
 
-def test_a_picture_that_differs_is_exit_status_1(pictures: Images, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures(**{REFERENCE: 0.5, "same": 0.5 + 0.5 / 255, "other": 0.5 + 2 / 255})
-    assert main(["bench", "--runs", "1", "--cold-runs", "1"]) == 1
-    rows = stripped(cells(capsys.readouterr().out.partition("contender  ")[2].join(["contender  ", ""])))
-    assert rows["same"][:2] == ["0.5000 / 255", "1.000 s (1.000..1.000)"]
-    assert rows["other"][0] == "2.0000 / 255 DIFFERS"
-    pictures(**{REFERENCE: 0.5, "same": 0.5 + 0.5 / 255})
-    assert main(["bench", "--runs", "1", "--cold-runs", "0"]) == 0
+COMMAND = ["bench", "--rounds", "1", "--runs", "1", "--cold-runs", "0", "--no-ceiling"]
 
 
-def test_a_picture_that_is_not_finite_differs(pictures: Images, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures(**{REFERENCE: 0.5, "black": math.nan})
-    assert main(["bench", "--runs", "1", "--cold-runs", "0"]) == 1
-    assert "nan / 255 DIFFERS" in capsys.readouterr().out
+def test_a_picture_that_differs_or_a_failure_is_exit_status_1(
+    known: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*COMMAND, "--workspace", str(tmp_path), "--against", SAFELIGHT]
+    good, other = fake(SAFELIGHT, "make(0.5)"), fake("other", "make(0.75)")
+    known(good)
+    assert main(command) == 0
+    known(good, other)
+    assert main(command) == 1
+    assert "DIFFERS" in capsys.readouterr().out
+    known(good, fake("crash", "raise ValueError('no')"))
+    assert main(command) == 1
+    known(good, fake("absent", "", missing=lambda _: "not there"))
+    assert main(command) == 0
 
 
-def test_without_the_reference_nothing_is_compared(pictures: Images, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures(one=0.1, two=0.9)
-    assert main(["bench", "--runs", "3", "--cold-runs", "2"]) == 0
+def test_without_a_baseline_nothing_is_compared(
+    known: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known(fake("one", "make(0.1)"), fake("two", "make(0.9)"))
+    assert main([*COMMAND, "--workspace", str(tmp_path), "--against", "one"]) == 0
     printed = capsys.readouterr().out
     assert "DIFFERS" not in printed
-    assert printed.count("cold start 2 of 2") == 2
+    assert "compared with" not in printed
 
 
-@pytest.mark.parametrize("name", [SAFELIGHT, "diffusers"])
-def test_a_contender_that_fails_says_so(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = measure._command(SAFELIGHT, replace(CASE, model="/no/such/model"), 1, tmp_path)
-    monkeypatch.setattr(measure, "_command", lambda *_: broken)
-    if name == SAFELIGHT:
-        with pytest.raises(RuntimeError, match=r"(?s)^safelight onnxruntime failed:\n.*/no/such/model does not exist"):
-            measure._warm(name, CASE, 1, tmp_path)
-    else:
-        with pytest.raises(
-            RuntimeError, match=r"(?s)^diffusers failed at a cold start:\n.*/no/such/model does not exist"
-        ):
-            measure._cold(name, CASE, tmp_path)
+def test_a_report_is_shown_again(known: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known(fake("one", "make(0.1)"))
+    file = tmp_path / "report.json"
+    command = [*COMMAND, "--workspace", str(tmp_path), "--against", "one"]
+    assert main([*command, "--json", str(file)]) == 0
+    first = capsys.readouterr().out
+    assert main(["bench", "--from-json", str(file)]) == 0
+    again = capsys.readouterr().out
+    assert first.endswith(again)
+    assert again.startswith("== emoji")
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--runs", "0"], "--runs must be at least 1 and --cold-runs 0, got 0 and 3"),
-        (["--cold-runs", "-1"], "--runs must be at least 1 and --cold-runs 0, got 7 and -1"),
-        (["--checkpoint", "none"], "none does not exist"),
+        (["--runs", "0"], "--runs must be at least 1, got 0"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--cold-runs", "-1"], "--cold-runs must be at least 0, got -1"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--timeout", "0"], "--timeout must be above 0 seconds, got 0.0"),
+        (["--budget", "nan"], "--budget must be above 0 seconds, got nan"),
+        (["--size", "66"], "sizes of emoji are multiples of 4, got 66x66"),
+        (["--batch", "0"], "batch and steps must be at least 1, got 0 and 25"),
+        (["--checkpoint", "none"], "--checkpoint is what MODEL was exported from, and there is no MODEL"),
+        (["model", "--case", "sd15"], "MODEL or --case, not both: got model and sd15"),
+        (["model", "--checkpoint", "none"], "none does not exist"),
         (["none"], "none does not exist, and is no hub id either (owner/name)"),
     ],
 )
@@ -336,5 +688,45 @@ def test_wrong_options_are_one_sentence(
     assert (printed.out, printed.err) == ("", f"safelight: {sentence}\n")
 
 
-def test_the_bundled_checkpoint_is_the_clones(emoji_checkpoint: Path) -> None:
-    assert cli.bundled_checkpoint() == emoji_checkpoint
+def test_whom_nobody_knows_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["bench", "--against", "nobody"]) == 1
+    assert capsys.readouterr().err.startswith("safelight: --against: unknown 'nobody'; known: reference (PyTorch), ")
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    assert main(["bench", "--from-json", str(other)]) == 1
+    assert capsys.readouterr().err == f"safelight: {other} is no report of safelight bench: it has no cases\n"
+
+
+@pytest.mark.parametrize(("option", "value"), [("--size", "wide"), ("--size", "1x2x3"), ("--scale-steps", "1,two")])
+def test_what_is_no_size_or_number_is_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", option, value])
+    assert f"got {value!r}" in capsys.readouterr().err
+
+
+def test_quick_has_a_budget_and_few_contenders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def note(case: Case, contenders: list[Contender], _place: Workspace, plan: Plan, _say: object) -> suite.Measured:
+        seen.update(case=case, names=tuple(each.name for each in contenders), plan=plan)
+        return suite.Measured(case=case, rows=[], compared_with=None)
+
+    monkeypatch.setattr(cli, "run_case", note)
+    before = perf_counter()
+    assert main(["bench", "--quick", "--workspace", str(tmp_path)]) == 0
+    assert seen["names"] == QUICK
+    assert seen["case"].model.name == "emoji"
+    assert before + 90 < seen["plan"].deadline < before + 120
+    assert (seen["plan"].rounds, seen["plan"].cold_runs) == (1, 1)
+    assert main(["bench", "--quick", "--cold-runs", "0", "--workspace", str(tmp_path)]) == 0
+    assert seen["plan"].cold_runs == 0
+
+
+def test_a_job_survives_its_file(tmp_path: Path) -> None:
+    entrant = Entrant(contender=CONTENDERS[SAFELIGHT], model=bundled_model())
+    case = replace(CASE, prompt='naïve "café"\n🐱', seed=2**40)
+    job = measure._job(case, entrant, tmp_path / "latents.npy", PLAN, 1, tmp_path)
+    job.write(tmp_path / "job.json")
+    assert Job.read(tmp_path / "job.json") == job
+    assert job.prompts == [case.prompt]
+    assert job.warm_up_steps == 2

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from safelight.benchmarks import export_peers
+from safelight.benchmarks.cases import named_model
 from safelight.benchmarks.export_peers import EXPORTERS, SAME, Exporter, Row, main, measure, table
 from safelight.benchmarks.published import SHAPES, Shape, count_parameters, write_checkpoint
 from safelight.export.checkpoint import open_checkpoint
@@ -149,29 +150,24 @@ def test_both_tools_export_the_same_precision() -> None:
 # checkpoints of published shapes
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("sd15", {"text_encoder": 123_060_480, "unet": 859_520_964, "vae": 83_653_863}),
-        (
-            "sdxl",
-            {
-                "text_encoder": 123_060_480,
-                "text_encoder_2": 694_659_840,
-                "unet": 2_567_463_684,
-                "vae": 83_653_863,
-            },
-        ),
-    ],
-)
-def test_published_shapes_have_the_published_numbers_of_parameters(name: str, parameters: dict[str, int]) -> None:
+#: of the networks of the checkpoints on the hub
+PARAMETERS = {
+    "sd15": {"text_encoder": 123_060_480, "unet": 859_520_964, "vae": 83_653_863},
+    "sd21": {"text_encoder": 340_387_840, "unet": 865_910_724, "vae": 83_653_863},
+    "sdxl": {"text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "unet": 2_567_463_684, "vae": 83_653_863},
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_shapes_have_the_published_numbers_of_parameters(name: str) -> None:
     import torch
 
-    found = {
-        network: sum(tensor.numel() for tensor in build(class_name, config, torch.float16).state_dict().values())
-        for network, (class_name, config) in SHAPES[name].networks.items()
-    }
-    assert found == parameters
+    with torch.device("meta"):
+        found = {
+            network: sum(tensor.numel() for tensor in build(class_name, config, torch.float16).state_dict().values())
+            for network, (class_name, config) in SHAPES[name].networks.items()
+        }
+    assert found == PARAMETERS[name] == named_model(name).parameters
 
 
 def test_a_random_checkpoint_can_be_exported(tmp_path: Path) -> None:

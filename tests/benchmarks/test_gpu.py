@@ -16,10 +16,10 @@ import torch
 from checkpoints import alone
 
 from safelight.benchmarks import published
-from safelight.benchmarks.contenders import Picture
 from safelight.benchmarks.gpu import answers, benchmark, ceiling, cli, inventory, worker
 from safelight.benchmarks.gpu.benchmark import Benchmark
 from safelight.benchmarks.gpu.budget import Budget
+from safelight.benchmarks.gpu.case import Picture
 from safelight.benchmarks.gpu.cases import CASES, Target
 from safelight.benchmarks.gpu.ceiling import DTYPES, flops, onnxruntime_product, torch_product
 from safelight.benchmarks.gpu.compare import picture_limit, picture_psnr, relative_error, unet_limit
@@ -33,7 +33,7 @@ from safelight.benchmarks.gpu.rows import GpuRow, Pictures, collect
 from safelight.benchmarks.gpu.table import table, targets
 from safelight.benchmarks.gpu.workspace import Workspace, build_command, export_command
 from safelight.benchmarks.inputs import unet_inputs
-from safelight.benchmarks.measure import Spread
+from safelight.benchmarks.rows import Spread
 from safelight.runtime.cli import main as safelight
 
 ROOT = Path(__file__).parents[2]
@@ -597,7 +597,7 @@ def test_what_is_kept_is_told_apart_by_what_made_it(tmp_path: Path, monkeypatch:
     assert one.answers != Workspace(tmp_path, CASES["sd15"], 20, 4).answers
     assert one.inputs != Workspace(tmp_path, CASES["sd15"], 50, 8).inputs
     before = one.export
-    monkeypatch.setattr("safelight.benchmarks.gpu.workspace._versions", lambda: ["another"])
+    monkeypatch.setattr("safelight.benchmarks.gpu.workspace.exporters", lambda: ["another"])
     assert one.export != before
     assert one.checkpoint == Workspace(tmp_path, CASES["sd15"], 50, 4).checkpoint
 
