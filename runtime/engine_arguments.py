@@ -14,7 +14,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, backend: str = "aut
         backend: the default.
     """
     parser.add_argument("--backend", default=backend, help="(default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda or cuda:N; with OpenVINO gpu, gpu:N or npu (default: %(default)s)"
+    )
     parser.add_argument(
         "--engines", type=Path, metavar="DIR", help="where safelight build has put them (default: the cache)"
     )

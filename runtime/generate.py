@@ -39,6 +39,7 @@ from .pipelines import (
 )
 from .schedulers import scheduler_class
 from .source import bundled_model
+from .speed_arguments import SPEED, add_speed_arguments, precision_of, recorded_speed, speed_of_record
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-safety-checker", action="store_true", help="give pictures back without looking at them")
     add_engine_arguments(parser)
+    add_speed_arguments(parser)
     parser.add_argument(
         "--low-memory", action="store_true", help="open each network when it is needed, and close it after its part"
     )
@@ -128,10 +130,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--output must be a {kind} file or a folder, got {arguments.output}")
     request = _request(arguments)
     started = perf_counter()
+    engine = engine_of(arguments)
+    engine["precision"] = precision_of(request.parameters, engine["precision"])
     pipeline = open_pipeline(
         request.parameters,
         low_memory=arguments.low_memory,
-        **engine_of(arguments),
+        **engine,
         safety_checker=not arguments.no_safety_checker,
     )
     timings = {"open": perf_counter() - started}
@@ -145,6 +149,10 @@ def run(arguments: argparse.Namespace) -> int:
     paths = _save(output.images, request, parameters, arguments)
     timings["save"] = perf_counter() - started
     print(f"seed {request.seeds[0]}: " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timings.items()))
+    if pipeline.engine.has_choices:  # of precision, which nobody sees in a picture
+        print(pipeline.engine.describe(pipeline.folder.networks))
+    if SPEED in request.parameters:
+        print(f"speed: {pipeline.speed}")
     for path in paths:
         print(path)
     for seed in itertools.compress(request.seeds, getattr(output, "nsfw_content_detected", None) or ()):
@@ -227,6 +235,8 @@ def open_pipeline(parameters: Mapping[str, Any], *, safety_checker: bool = True,
         pipeline.enable_long_prompts(bool(parameters.get("long_prompts")))
         for file in parameters.get(EMBEDDINGS, ()):
             pipeline.load_textual_inversion(file)
+    if SPEED in parameters:
+        pipeline.enable_speed(speed_of_record(parameters[SPEED]))
     name, options = parameters.get("scheduler"), parameters.get("scheduler_options", {})
     if name or options:
         own = pipeline.scheduler  # type: ignore[attr-defined]
@@ -256,6 +266,8 @@ def _request(arguments: argparse.Namespace) -> Request:
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if given.get("model") == BUNDLED and Path(BUNDLED).is_dir():
         given["model"] = f"./{BUNDLED}"  # the folder that is named so, and not the bundled model
+    parameters.pop(SPEED, None)
+    parameters |= recorded_speed(arguments, recorded)
     if "scheduler" in given:
         parameters.pop("scheduler_options", None)  # the other scheduler's
     parameters |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}

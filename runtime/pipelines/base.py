@@ -14,6 +14,7 @@ from ..image_processor import IMAGE_PROCESSORS
 from ..model_folder import ModelFolder, open_model_folder
 from ..networks import NETWORK_OPENERS, Engine
 from ..source import local_model
+from ..speed import Speed
 from ..textual_inversion import keep_textual_inversions
 from ..tokenizer import CLIPTokenizer
 
@@ -34,6 +35,8 @@ class DiffusionPipeline(ABC):
     optional_components: ClassVar[tuple[str, ...]] = ()
     #: diffusers' name of a pipeline -> its class here
     registry: ClassVar[dict[str, "type[DiffusionPipeline]"]] = {}
+
+    speed: Speed = Speed()  # what is left out of a picture's computations: nothing
 
     def __init_subclass__(cls, *, abstract: bool = False) -> None:
         """Makes a pipeline known by its name, which is diffusers'.
@@ -63,6 +66,7 @@ class DiffusionPipeline(ABC):
         threads: int | None = None,
         engine_options: Mapping[str, Any] | None = None,
         low_memory: bool = False,
+        speed: str | Speed | None = None,
         use_safetensors: bool | None = True,
         variant: str | None = None,
         revision: str | None = None,
@@ -86,6 +90,7 @@ class DiffusionPipeline(ABC):
             threads: of the CPU; the engine's own choice when None.
             engine_options: the engine's own options, by its own names.
             low_memory: whether each network is opened when it is needed and closed after its part of a picture.
+            speed: what is left out of a picture's computations, see `enable_speed`; nothing when None.
             use_safetensors: must not be False: pickled weights are never loaded.
             variant: of a checkpoint's weights, such as "fp16".
             revision: of a hub id: a branch, a tag or a commit.
@@ -98,13 +103,14 @@ class DiffusionPipeline(ABC):
 
         Raises:
             FileNotFoundError: there is no such folder, or it lacks a component; or there is no engine of one.
-            ValueError: the folder is no model; an unknown backend, device, precision, engine option, scheduler or
-                pipeline class; a precision that the device lacks.
+            ValueError: the folder is no model; an unknown backend, device, precision, engine option, scheduler,
+                pipeline class or speed; a precision that the device lacks, a speed that the pipeline cannot have.
             ModuleNotFoundError: the engine is not installed; or a checkpoint was given and the export extra is not.
             TypeError: a component that the pipeline does not have.
         """
         if use_safetensors is False:
             raise ValueError("use_safetensors=False asks for pickled weights, which are never loaded")
+        wanted_speed = None if speed is None else Speed.of(speed)  # refused before anything is opened
         path = local_model(
             pretrained_model_name_or_path,
             variant=variant,
@@ -144,6 +150,8 @@ class DiffusionPipeline(ABC):
         opened = {**left_out, **components}
         opened |= open_components(folder, engine, [n for n in pipeline_class.component_names if n not in opened])
         pipeline = pipeline_class(folder, engine, opened)
+        if wanted_speed is not None:
+            pipeline.enable_speed(wanted_speed)
         if warning := pipeline._warning():
             logger.warning("%s", warning)
         return pipeline
@@ -182,7 +190,7 @@ class DiffusionPipeline(ABC):
 
         Raises:
             TypeError: a component that this class does not have.
-            ValueError: the pipeline lacks one that it has.
+            ValueError: the pipeline lacks one that it has, or leaves out what this class cannot.
         """
         if unknown := components.keys() - set(cls.component_names):
             raise TypeError(f"{cls.__name__} has no component {', '.join(sorted(unknown))}")
@@ -194,7 +202,18 @@ class DiffusionPipeline(ABC):
         for name in ("prompt_weights", "long_prompts"):
             if hasattr(pipeline, name):
                 setattr(made, name, getattr(pipeline, name))
+        if pipeline.speed != made.speed:
+            made.enable_speed(pipeline.speed)
         return made
+
+    def enable_speed(self, speed: str | Speed = "balanced") -> None:
+        """Leaves out some of a picture's computations, where a pipeline can.
+
+        Raises:
+            ValueError: this one cannot.
+        """
+        if Speed.of(speed) != self.speed:
+            raise ValueError(f"{type(self).__name__} computes everything: only text-guided pipelines leave out some")
 
     @property
     def components(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A UNet with all that it is conditioned on: what the loop calls."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from ..backends import Array
 from ..guidance import guide
 from ..networks import UNet2DConditionModel
+from ..step_reuse import StepReuse
 
 #: what callbacks call a condition -> its name in the graph
 CONDITIONS: Mapping[str, str] = {
@@ -32,11 +33,18 @@ class GuidedUNet:
     channels: Array | None = None  # (batch or branches * batch, channels, height, width): appended to the latents
     calls: int = 1  # that a picture takes: one for each of the loop's timesteps
     done: int = 0  # of these
+    guided: Container[int] | None = None  # the calls with guidance, the others are conditional; None: all are guided
+    reuse: StepReuse | None = None  # which of the calls take the last prediction again; None: none does
 
     @property
     def branches(self) -> int:
-        """How many predictions one step takes."""
+        """How many predictions guidance takes."""
         return 2 if self.guidance_scale > 1 else 1
+
+    @property
+    def conditional(self) -> int:
+        """Which of the branches is the prediction without guidance."""
+        return self.branches - 1
 
     @property
     def batch(self) -> int:
@@ -45,19 +53,40 @@ class GuidedUNet:
 
     def __call__(self, sample: Array, timestep: float) -> Array:
         """The guided prediction for latents, (batch, latent channels, height, width)."""
+        index = self.done
         self.done += 1
-        samples = np.concatenate([sample] * self.branches)
+        guided = self.guided is None or index in self.guided
+        if self.reuse is None:
+            return self._predicted(sample, timestep, guided)
+        steering = (guided, self.guidance_scale, *map(id, self.conditions.values()))  # a callback may change them
+        return self.reuse(index, sample, steering, lambda: self._predicted(sample, timestep, guided))
+
+    def _predicted(self, sample: Array, timestep: float, guided: bool) -> Array:
+        """The prediction, with guidance or of the conditional branch alone."""
+        if guided:
+            return self.combined(self._computed(sample, timestep, range(self.branches)))
+        (conditional,) = self._computed(sample, timestep, [self.conditional])
+        return conditional
+
+    def _computed(self, sample: Array, timestep: float, branches: Sequence[int]) -> list[Array]:
+        """The predictions of some of the branches."""
+        batch = len(sample)
+        samples = np.concatenate([sample] * len(branches))
         if self.channels is not None:
-            channels = np.concatenate([self.channels] * (len(samples) // len(self.channels)))
-            samples = np.concatenate([samples, channels], axis=1)
-        others = {name: value for name, value in self.conditions.items() if name != "encoder_hidden_states"}
+            own = len(self.channels) > batch
+            each = [_part(self.channels, branch, batch) if own else self.channels for branch in branches]
+            samples = np.concatenate([samples, np.concatenate(each)], axis=1)
+        others = dict(self.conditions)
+        if len(branches) < self.branches:
+            others = {name: _part(value, self.conditional, batch) for name, value in others.items()}
+        hidden = others.pop("encoder_hidden_states")
         options: dict[str, Any] = {}
         if "timestep_cond" in others:
             options["timestep_cond"] = others.pop("timestep_cond")
         if others:
             options["added_cond_kwargs"] = others
-        output = self.unet(samples, timestep, self.conditions["encoder_hidden_states"], **options).sample
-        return self.combined(np.split(output, self.branches))
+        output = self.unet(samples, timestep, hidden, **options).sample
+        return np.split(output, len(branches))
 
     def combined(self, predictions: list[Array]) -> Array:
         """One prediction from those of the branches."""
@@ -65,3 +94,8 @@ class GuidedUNet:
             return predictions[0]
         unconditional, conditional = predictions
         return guide(unconditional, conditional, self.guidance_scale, self.guidance_rescale)
+
+
+def _part(array: Array, branch: int, batch: int) -> Array:
+    """What of an array, (branches * batch, ...), is for one of the branches."""
+    return array[branch * batch : (branch + 1) * batch]

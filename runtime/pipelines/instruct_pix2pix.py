@@ -32,6 +32,11 @@ class ImageGuidedUNet(GuidedUNet):
         """Three with guidance, one without."""
         return 3 if self.guidance_scale > 1 and self.image_guidance_scale >= 1 else 1
 
+    @property
+    def conditional(self) -> int:
+        """With prompt and image."""
+        return 0
+
     def combined(self, predictions: list[Array]) -> Array:
         """One prediction from those of the branches."""
         if len(predictions) == 1:
@@ -94,4 +99,5 @@ class StableDiffusionInstructPix2PixPipeline(SafetyCheckedPipeline):
             for name, value in conditions.items():
                 negative, positive = np.split(value, 2)
                 conditions[name] = np.concatenate([positive, negative, negative])
-        return ImageGuidedUNet(self.unet, conditions, predict.guidance_scale, image_guidance_scale=image_guidance_scale)
+        unet, scale = predict.unet, predict.guidance_scale
+        return ImageGuidedUNet(unet, conditions, scale, image_guidance_scale=image_guidance_scale)

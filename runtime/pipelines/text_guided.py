@@ -20,12 +20,12 @@ from ..random import Generator
 from ..schedulers import Scheduler
 from ..textual_inversion import fitting_textual_inversion, load_textual_inversion
 from ..tokenizer import CLIPTokenizer
-from .base import DiffusionPipeline
 from .call import Call, OutputType
 from .guided_unet import CONDITIONS, GuidedUNet
 from .outputs import StableDiffusionPipelineOutput
 from .prompts import Prompts
 from .sizes import REFINER_TIME_IDS, TIME_IDS
+from .sped_up import SpedUpPipeline
 
 #: the option of model_index.json that embeds no negative prompt, which is not an empty one, as zeros
 ZEROS_FOR_NO_PROMPT = "force_zeros_for_empty_prompt"
@@ -43,7 +43,7 @@ class Start:
     after_step: Callable[[int, Array], Array] | None = None
 
 
-class TextGuidedPipeline(DiffusionPipeline, abstract=True):
+class TextGuidedPipeline(SpedUpPipeline, abstract=True):
     """Text encoders, a UNet that works on latents, an autoencoder: Stable Diffusion in all its families."""
 
     component_names: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
@@ -155,17 +155,17 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
         count = prompts.num_images_per_prompt
         if count < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {count}")
-        scale_width = self.unet.config["time_cond_proj_dim"]
-        knows_scale = scale_width is not None  # a latent consistency model is told the scale, and needs no guidance
+        knows_scale = self._knows_scale  # and needs no guidance
         halves = self._halves(prompts, guided=guidance_scale > 1 and not knows_scale)
         conditions = {"encoder_hidden_states": _batch([half.hidden for half in halves], count)}
         if self._takes_pooled:
             pooled = [half.pooled for half in halves if half.pooled is not None]
             conditions["text_embeds"] = _batch(pooled, count)
         if knows_scale:
-            embedded = guidance_scale_embedding(guidance_scale - 1, int(scale_width))
+            embedded = guidance_scale_embedding(guidance_scale - 1, int(self.unet.config["time_cond_proj_dim"]))
             conditions["timestep_cond"] = np.repeat(embedded, len(conditions["encoder_hidden_states"]), axis=0)
-        return GuidedUNet(self.unet, conditions, 1.0 if knows_scale else guidance_scale, guidance_rescale)
+        unet = self._unet_for_picture()
+        return GuidedUNet(unet, conditions, 1.0 if knows_scale else guidance_scale, guidance_rescale)
 
     def _halves(self, prompts: Prompts, *, guided: bool) -> list[PromptEmbeddings]:
         """The embeddings of the prompts, and before them, if guided, of what to move away from."""
@@ -284,9 +284,11 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
         predict.channels = start.channels
         denoised = self._denoised(predict, start, call)
         call.stopwatch.stage("denoise")
+        self.engine.release()
         images, nsfw = self._decoded(denoised, call.output_type)
         images = finish(images)
         call.stopwatch.stage("decode")
+        self.engine.release()
         return self._output(images, nsfw, call)
 
     def _output(self, images: Any, nsfw: list[bool] | None, call: Call) -> Any:
@@ -298,7 +300,9 @@ class TextGuidedPipeline(DiffusionPipeline, abstract=True):
         """The latents at the end of the loop."""
         self.interrupt = False
         self._guidance_scale = predict.guidance_scale
-        predict.calls, predict.done = len(start.timesteps), 0
+        calls = len(start.timesteps)
+        predict.calls, predict.done = calls, 0
+        predict.guided, predict.reuse = self.speed.guided_calls(calls), self.speed.step_reuse(calls)
         with self.progress_bar(len(start.timesteps)) as bar:
 
             def on_step(index: int, timestep: float, latents: Array) -> Array:

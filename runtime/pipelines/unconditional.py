@@ -63,6 +63,7 @@ class UnconditionalPipeline(DiffusionPipeline, abstract=True):
                 **step_options,
             )
         stopwatch.stage("denoise")
+        self.engine.release()
         images: Any = to_unit_interval(sample)
         images = to_pil(images) if output_type == "pil" else images
         stopwatch.stage("image")

@@ -33,6 +33,7 @@ from safelight.runtime import (
 )
 from safelight.runtime.backends import BACKENDS, COMPILED, ON_GPU
 from safelight.runtime.cli import main
+from safelight.runtime.generate import open_pipeline
 from safelight.runtime.image import read_parameters, save_png
 
 PROMPT = "cat face on a blue background"
@@ -310,7 +311,8 @@ def test_every_option_reaches_the_pipeline(generate: Run, calls: list[Any]) -> N
     _, path = generate(*(part for pair in options.items() for part in pair))
     assert path == "output/9-embeddings.npy"
     opened, (prompts, called) = calls
-    assert opened == ((str(bundled_model()),), {"backend": "onnxruntime", "device": "cuda:3", "engines": None})
+    engine = {"backend": "onnxruntime", "device": "cuda:3", "engines": None, "precision": None, "threads": None}
+    assert opened == ((str(bundled_model()),), {**engine, "engine_options": {}, "low_memory": False})
     assert prompts == (None,)
     for name, array in given.items():
         np.testing.assert_array_equal(called.pop(name), array)
@@ -571,6 +573,8 @@ def test_doctor_shows_packages_and_runs_every_backend(
     for backend in BACKENDS.keys() - {*COMPILED, *ON_GPU}:
         assert re.fullmatch(rf"ok {backend} [\d.]+ \(.*CPU.*\); runs the bundled model", found[f"backend {backend}"])
     assert found["extra export"] == found["extra bench"] == "ok installed"
+    assert re.fullmatch(r"ok .+, with .+; --precision auto is (fp32|bf16)", found["processor"])
+    assert found["auto"].startswith("ok from 500 MB of weights on openvino: its steps are faster; below onnxruntime: ")
     assert found["cache"] == f"ok {tmp_path / 'new' / 'cache'}"
     assert not (tmp_path / "new").exists()
 
@@ -590,10 +594,14 @@ def test_doctor_says_what_the_backends_of_a_gpu_lack(
 def test_doctor_names_the_fix_of_a_missing_engine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # importing it fails
-    for name in [name for name in sys.modules if name.startswith("safelight.runtime.backends.onnx")]:
-        monkeypatch.delitem(sys.modules, name)
+    for engine in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, engine, None)  # importing it fails
+        for name in [name for name in sys.modules if name.startswith(f"safelight.runtime.backends.{engine}")]:
+            monkeypatch.delitem(sys.modules, name)
     found = findings(capsys, 1)
+    assert found["backend openvino"] == (
+        "-- not installed | the openvino backend needs: pip install 'safelight[openvino]'"
+    )
     needs = "-- not installed | the onnxruntime backend needs: pip install 'safelight[cpu]', or 'safelight[gpu]' with"
     assert found["backend onnxruntime"].startswith(needs)
     assert found["backend onnxruntime-tensorrt"].startswith(needs)
@@ -861,3 +869,54 @@ def test_wrong_pictures_are_one_sentence(
     Image.new("L", (64, 48)).save("small.png")
     Image.new("1", (10_000, 9_000)).save("bomb.png")
     assert fails("generate", "cat", "--no-progress", *arguments).startswith(sentence)
+
+
+def test_speed_is_printed_recorded_and_made_again(generate: Run) -> None:
+    options = (PROMPT, "--seed", 3, "--num-inference-steps", 12)
+    _, exact = generate(*options, "--output", "exact.png")
+    assert "speed" not in read_parameters(exact)
+    _, said, path = generate(*options, "--guidance-interval", "0:0.5", "--reuse-threshold", 0.2)
+    assert said == "speed: guidance from 0 to 0.5 of the way, predictions reused below a threshold of 0.2"
+    assert read_parameters(path)["speed"] == {
+        "guidance_interval": [0.0, 0.5], "deep_cache_interval": 1, "reuse_threshold": 0.2, "reuse_limit": None,
+    }  # fmt: skip
+    assert not np.array_equal(pixels(path), pixels(exact))
+    steps = ("--num-inference-steps", 12)
+    _, _, again = generate("--from-image", path, *steps, "--output", "again.png")
+    np.testing.assert_array_equal(pixels(again), pixels(path))
+    _, whole = generate("--from-image", path, *steps, "--speed", "exact", "--output", "whole.png")
+    np.testing.assert_array_equal(pixels(whole), pixels(exact))
+
+
+def test_a_balanced_picture_has_the_fastest_precision_unless_one_is_named(
+    generate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["precision"])
+        return open_pipeline(*arguments, **options)
+
+    monkeypatch.setattr(sys.modules[open_pipeline.__module__], "open_pipeline", noted)
+    _, engine, said, path = generate(PROMPT, "--seed", 3, "--speed", "balanced", "--backend", "onnxruntime")
+    assert engine == "onnxruntime on cpu: as exported"  # what "auto" is there
+    assert said == "speed: predictions reused below a threshold of 0.05"
+    assert read_parameters(path)["speed"]["preset"] == "balanced"
+    generate("--from-image", path, "--backend", "onnxruntime", "--precision", "fp32")
+    generate("--from-image", path, "--backend", "onnxruntime")
+    assert asked == ["auto", "fp32", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--guidance-interval", "0.5"], "--guidance-interval must be START:STOP, such as 0:0.6, got '0.5'"),
+        (["--guidance-interval", "0:all"], "--guidance-interval must be START:STOP, such as 0:0.6, got '0:all'"),
+        (["--guidance-interval", "0.6:0.2"],
+         "guidance_interval must be parts of the way with 0 <= start <= stop <= 1, got 0.6 and 0.2"),
+        (["--reuse-threshold", "-1"], "reuse_threshold must be a number from 0, which is off, on, got -1.0"),
+        (["--deep-cache", "0"], "deep_cache_interval must be a whole number from 1 on, got 0"),
+    ],
+)  # fmt: skip
+def test_a_speed_that_is_none_is_one_sentence(fails: Callable[..., str], options: list[str], sentence: str) -> None:
+    assert fails("generate", "cat", *options) == sentence
