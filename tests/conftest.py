@@ -12,6 +12,8 @@ import pytest
 
 # before torch is there: its threads are not to keep a processor busy that another test's process waits for
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# what networks leave in the cache stays in the clone
+os.environ.setdefault("SAFELIGHT_CACHE", str(Path(__file__).resolve().parents[1] / ".cache" / "safelight"))
 
 
 def _load(name: str) -> ModuleType:

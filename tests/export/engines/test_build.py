@@ -209,7 +209,11 @@ def test_memory_within_the_limit_is_no_matter(tmp_path: Path) -> None:
 def started(store: Path, *, until: str) -> "subprocess.Popen[str]":
     """A command that has come to a line with this text."""
     process = subprocess.Popen(
-        [*COMMAND, str(MODEL), *SMALL, "--output", str(store)], stdout=subprocess.PIPE, text=True, bufsize=1
+        [*COMMAND, str(MODEL), *SMALL, "--output", str(store)],
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background job ignores
     )
     assert process.stdout is not None
     for line in process.stdout:
