@@ -34,7 +34,7 @@ PACKAGES = (
 )
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript", "onnxruntime"),
-    "bench": ("torch", "diffusers", "transformers"),
+    "bench": ("torch", "diffusers", "matplotlib", "transformers"),
 }
 
 
