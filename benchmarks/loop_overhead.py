@@ -125,7 +125,7 @@ def profile(pipeline: Any, steps: int) -> str:
     pipeline(PROMPT, num_inference_steps=2, output_type="latent")  # the first call imports
     profiler.runcall(pipeline, PROMPT, num_inference_steps=steps, seed=0, output_type="latent")
     text = io.StringIO()
-    pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(20)
+    pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(40)
     return text.getvalue()
 
 

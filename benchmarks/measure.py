@@ -59,6 +59,7 @@ class Entrant:
     memory: list[int] = field(default_factory=list)  # of the rounds' processes
     cold_memory: list[int] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    eight_bits: bool = False  # of its pictures
     note: str | None = None  # of the worker, on how it makes the pictures
     longest: float = 0.0  # of its processes
 
@@ -73,7 +74,7 @@ class Entrant:
         row.cold_seconds = Spread.of(self.cold) if self.cold else None
         memory = self.memory or self.cold_memory
         row.peak_memory = int(statistics.median(memory)) if memory else None
-        row.versions, row.note = self.versions, self.note
+        row.versions, row.eight_bits, row.note = self.versions, self.eight_bits, self.note
         missed = [
             f"{done} of {wanted} {what}"
             for done, wanted, what in (
@@ -171,6 +172,7 @@ def _collect(entrant: Entrant, job: Job, start: float, memory: int) -> None:
     result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     peak = max(memory, result["peak_memory"] or 0)
     entrant.versions, entrant.note = dict(result["versions"]), result.get("note")
+    entrant.eight_bits = bool(result.get("eight_bits"))
     if job.pictures:
         pictures = [_stages(picture) for picture in result["pictures"]]
         images = np.load(folder / "image.npy")

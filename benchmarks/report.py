@@ -135,6 +135,7 @@ def remarks(row: Row) -> list[str]:
         "DIFFERS: ": row.wrong,
         "not everything: ": row.left_out,
         "note: ": row.note,
+        "in 8 bits: ": "its tool cuts off or rounds" if row.eight_bits else None,
     }
     return [f"{kind}{text}" for kind, text in found.items() if text is not None]
 

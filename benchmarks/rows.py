@@ -12,6 +12,8 @@ from safelight.runtime.backends import Array
 
 #: largest difference of a float image from the reference's, in 1/255, for the times of float32 to count
 SAME_PICTURE = 1.0
+#: least dB of a picture in 8 bits: what cutting off the rest of each value may do at most, an error of 1/255 everywhere
+SAME_IN_8_BITS = 20 * math.log10(255)
 #: dB of pictures that are equal; JSON has no infinity
 EQUAL_PSNR = 200.0
 
@@ -38,6 +40,7 @@ class Row:
     tool: str = ""
     precision: str = "fp32"  # of the arithmetic
     partial: bool = False  # whether it leaves out some of a picture's work
+    eight_bits: bool = False  # whether its tool gives pictures in 8 bits, and no floats
     missing: str | None = None  # why it took no part
     failure: str | None = None  # what ended it
     left_out: str | None = None  # what there was no time for
@@ -63,7 +66,11 @@ class Row:
         """Whether its times may stand beside the others': it was measured, and its picture is what it has to be."""
         if self.missing is not None or self.failure is not None or self.wrong is not None:
             return False
-        return self.difference is None or self.difference <= (SAME_PICTURE if self.exact else math.inf)
+        if not self.exact:
+            return True
+        if self.eight_bits:
+            return self.psnr is None or self.psnr >= SAME_IN_8_BITS
+        return self.difference is None or self.difference <= SAME_PICTURE
 
     @property
     def differs(self) -> bool:

@@ -59,6 +59,7 @@ class Picture:
     text: float | None  # seconds; None where the tool does not tell it apart
     steps: list[float]  # seconds of each
     decode: float | None
+    eight_bits: bool = False  # whether the tool gave 8 bits, and no floats
     note: str | None = None  # in what it is not made as the other tools make theirs
 
 
@@ -96,6 +97,7 @@ def work(job: Job, open_tool: Callable[[Job], Generate], versions: dict[str, str
         "open": opened,
         "pictures": found,
         "peak_memory": peak_memory(),
+        "eight_bits": picture.eight_bits,
         "note": picture.note,
     }
     (output / "result.json").write_text(json.dumps(result), encoding="utf-8")

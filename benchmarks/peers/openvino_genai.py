@@ -46,7 +46,8 @@ def _batch(pipeline: Any, job: Job, latents: Any, num_inference_steps: int) -> P
         text=sum(call.text or 0 for call in calls),
         steps=[sum(step) for step in zip(*(call.steps for call in calls), strict=True)],
         decode=sum(call.decode or 0 for call in calls),
-        note=f"{calls[0].note}; one call a prompt",
+        eight_bits=True,
+        note="one call a prompt",
     )
 
 
@@ -72,7 +73,7 @@ def _pictures(pipeline: Any, job: Job, prompt: str, latents: Any, num_inference_
         text=sum(metrics.get_text_encoder_infer_duration().values()) / 1e3,  # from milliseconds
         steps=[microseconds / 1e6 for microseconds in metrics.raw_metrics.iteration_durations],
         decode=metrics.get_vae_decoder_infer_duration() / 1e3,
-        note="picture in 8 bits",
+        eight_bits=True,
     )
 
 

@@ -98,7 +98,8 @@ def _pictures(pipeline: Any, job: Job, levels: list[float]) -> Picture:
         text=sum(call.text or 0 for call in calls),
         steps=[sum(step) for step in zip(*(call.steps for call in calls), strict=True)],
         decode=sum(call.decode or 0 for call in calls),
-        note="picture in 8 bits" + ("" if len(job.prompts) == 1 else "; one picture after the other"),
+        eight_bits=True,
+        note=None if len(job.prompts) == 1 else "one picture after the other",
     )
 
 

@@ -24,7 +24,15 @@ from safelight.benchmarks.peers.job import Job, work
 from safelight.benchmarks.peers.registry import Peer
 from safelight.benchmarks.report import report, table, tables
 from safelight.benchmarks.room import memory_needed
-from safelight.benchmarks.rows import SAME_PICTURE, Row, Spread, image_psnr, largest_difference, wrong_images
+from safelight.benchmarks.rows import (
+    SAME_IN_8_BITS,
+    SAME_PICTURE,
+    Row,
+    Spread,
+    image_psnr,
+    largest_difference,
+    wrong_images,
+)
 from safelight.benchmarks.suite import run_case
 from safelight.benchmarks.torch_reference import reference_pipeline
 from safelight.benchmarks.work import case_work, picture_flops
@@ -153,6 +161,8 @@ def test_a_row_in_float32_is_comparable_when_its_picture_is_the_references() -> 
     assert Row(contender="x").comparable
     assert Row(contender="x", difference=SAME_PICTURE).comparable
     assert not Row(contender="x", difference=SAME_PICTURE * 1.01).comparable
+    assert Row(contender="x", difference=SAME_PICTURE * 3, psnr=SAME_IN_8_BITS, eight_bits=True).comparable
+    assert not Row(contender="x", difference=SAME_PICTURE, psnr=SAME_IN_8_BITS - 0.01, eight_bits=True).comparable
     assert Row(contender="x", difference=30.0, precision="bf16").comparable
     assert Row(contender="x", difference=30.0, partial=True).comparable
     for reason in ("missing", "failure", "wrong"):
@@ -196,6 +206,7 @@ ROWS = [
         warm_seconds={"total": spread(3.0), "text": spread(0.75)},
         left_out="the time was used up after 1 of 2 rounds",
         note="it rounds",
+        eight_bits=True,
     ),
     Row(
         contender="wrong",
@@ -243,7 +254,17 @@ def test_every_row_says_what_it_has_to() -> None:
     assert "absent: not measured: it is not installed" in lines
     assert "quick: not everything: the time was used up after 1 of 2 rounds" in lines
     assert "quick: note: it rounds" in lines
+    assert "quick: in 8 bits: its tool cuts off or rounds" in lines
+    assert not any(line.startswith("slow: in 8 bits") for line in lines)
     assert lines[-1] == "x: ratio to slow"
+
+
+def test_cutting_off_to_8_bits_is_no_other_picture() -> None:
+    exact = np.random.default_rng(0).random((1, 8, 8, 3))
+    cut = np.floor(exact * 255) / 255
+    assert image_psnr(cut, exact) > SAME_IN_8_BITS
+    assert image_psnr(exact - 1 / 255, exact) == pytest.approx(SAME_IN_8_BITS)
+    assert image_psnr(np.roll(cut, 1, axis=1), exact) < SAME_IN_8_BITS
 
 
 def test_nothing_is_a_ratio_to_what_differs_or_is_missing() -> None:

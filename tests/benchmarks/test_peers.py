@@ -61,7 +61,7 @@ def a_tool(calls: list[int]) -> Callable[[Job], Generate]:
         def generate(steps: int) -> Picture:
             calls.append(steps)
             image = np.full((len(asked.prompts), asked.height, asked.width, 3), 0.5, np.float64)
-            return Picture(images=image, text=None, steps=[0.5] * steps, decode=0.25, note="grey")
+            return Picture(images=image, text=None, steps=[0.5] * steps, decode=0.25, eight_bits=True, note="grey")
 
         return generate
 
@@ -83,6 +83,7 @@ def test_what_a_worker_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["versions"] == {"numpy": np.__version__}
     assert result["note"] == "grey"
+    assert result["eight_bits"] is True
     assert result["peak_memory"] > 2**20
     assert [picture["steps"] for picture in result["pictures"]] == [[0.5] * 3] * 2
     assert all(picture["total"] >= 0 and picture["text"] is None for picture in result["pictures"])
