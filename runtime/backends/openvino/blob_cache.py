@@ -20,7 +20,6 @@ from typing import Any, Self
 import openvino
 
 from ...engines.private_files import make_private_folder, open_private, write_private
-from ...graph_check import check_graph
 from ...source import cache_folder
 from .devices import Device
 
@@ -46,18 +45,15 @@ class BlobCache:
     identity: Mapping[str, Any]  # what they depend on besides shapes: graph, weights, properties, OpenVINO, device
 
     @classmethod
-    def of(cls, graph: Path, device: Device, properties: Mapping[str, Any]) -> Self | None:
-        """The cache of a graph; None where its weights do not lie in one file, which blobs could name places in.
+    def of(cls, graph: Path, weights: Path, device: Device, properties: Mapping[str, Any]) -> Self:
+        """The cache of a graph.
 
         Args:
-            graph: an ONNX file; it is known by its content, its weights by path, size and time of change.
+            graph: an ONNX file, known by its content.
+            weights: the one file of its weights, which blobs name places in; known by path, size and time of change.
             device: that it is compiled for.
             properties: that it is compiled with.
         """
-        files = check_graph(graph)
-        if len(files) != 1:
-            return None
-        (weights,) = files
         status = weights.stat()
         identity = {
             "graph": hashlib.sha256(graph.read_bytes()).hexdigest(),

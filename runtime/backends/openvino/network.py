@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ...graph_check import check_graph
+from ..mapped_files import given_back
 from ..protocol import Array, TensorSpec, Tuning, checked_inputs, checked_outputs
 from ..recently_used import RecentlyUsed
 from .blob_cache import BlobCache
@@ -50,11 +52,13 @@ class OpenVinoNetwork:
         self.precision = decided(device, tuning.precision, of_graph(self._model))
         self._compiling = Compiling.chosen(tuning.options)
         chosen = properties(device, tuning, self.precision)
+        files = check_graph(graph)
+        self._weights = next(iter(files)) if len(files) == 1 else None
         replace_weights(self._model, initializers, graph)
         self._inputs = tuple(_spec(port) for port in self._model.inputs)
         self._outputs = tuple(_spec(port) for port in self._model.outputs)
         uses_cache = self._compiling.cache and not initializers and "EXPORT_IMPORT" in device.capabilities
-        self._cache = BlobCache.of(graph, device, chosen) if uses_cache else None
+        self._cache = BlobCache.of(graph, self._weights, device, chosen) if uses_cache and self._weights else None
         self._most = self._compiling.most_compiled or kept(count_weights(self._model), self.precision)
         self._compiled: RecentlyUsed[CompiledNetwork] = RecentlyUsed(self._most)
         self._lock = threading.Lock()
@@ -108,9 +112,10 @@ class OpenVinoNetwork:
             model.reshape(shapes)
         else:
             shapes = {}
-        if self._cache is not None:
-            return self._cache.compiled(model, shapes)
-        return self._device.core.compile_model(model, self._device.name)
+        with given_back(self._weights):
+            if self._cache is not None:
+                return self._cache.compiled(model, shapes)
+            return self._device.core.compile_model(model, self._device.name)
 
 
 def _read(graph: Path, device: Device) -> Any:
