@@ -1,6 +1,7 @@
 """Everybody who may take part: safelight on each of its backends, the reference, and other tools."""
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from safelight.runtime.backends import ON_GPU, backend_module
 
 from .cases import Case
 from .contender import Contender
+from .older_checkpoint import is_new
 from .peers.registry import PEERS, Peer
 from .workspace import Workspace, key
 
@@ -80,6 +82,12 @@ def _peer(peer: Peer) -> Contender:
 
     def prepare(case: Case, workspace: Workspace) -> Path:
         checkpoint = workspace.checkpoint(case)
+        if peer.environment is not None and is_new(checkpoint):
+            checkpoint = workspace.made(
+                f"{case.model.name}-older-checkpoint",
+                key([str(checkpoint.absolute())], ["benchmarks/older_checkpoint.py"]),
+                lambda folder: [sys.executable, "-m", is_new.__module__, str(checkpoint), str(folder)],
+            )
         if peer.export is None:
             return checkpoint
         _, _, exporter = peer.export.rpartition(".")

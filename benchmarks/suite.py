@@ -99,6 +99,7 @@ def _compare(case: Case, rows: Mapping[str, Row], entrants: Sequence[Entrant]) -
 
 
 def _work(case: Case, entrants: Sequence[Entrant]) -> dict[str, Work]:
-    """The operations of the case, counted in the graphs of the model folder if somebody opened that."""
-    opened = [entrant.model for entrant in entrants if (entrant.model / "unet" / "model.onnx").is_file()]
+    """The operations of the case, counted in the graphs of the model folder if safelight opened that."""
+    folders = [entrant.model for entrant in entrants if entrant.contender.tool == "safelight"]
+    opened = [folder for folder in folders if (folder / "unet" / "model.onnx").is_file()]
     return case_work(case, opened[0]) if opened and importlib.util.find_spec("onnx") is not None else {}

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from safelight.benchmarks import cli, contenders, measure, room, suite
+from safelight.benchmarks import cli, contenders, measure, older_checkpoint, room, suite
 from safelight.benchmarks.cases import Case, bundled_checkpoint, cases, model_of, named_model
 from safelight.benchmarks.contender import Contender
 from safelight.benchmarks.contenders import BASELINES, CONTENDERS, QUICK, REFERENCE
@@ -349,25 +350,25 @@ def test_another_tools_model_is_made_of_the_checkpoint_in_its_environment(
 ) -> None:
     made: dict[str, Any] = {}
 
-    def note(_place: Workspace, name: str, _key: str, command: Any, environment: dict[str, str]) -> Path:
-        made.update(name=name, command=command(tmp_path / "folder"), environment=environment)
-        return tmp_path
+    def note(_place: Workspace, name: str, _key: str, command: Any, environment: Any = None) -> Path:
+        made[name] = (command(tmp_path / "folder"), environment)
+        return tmp_path / name
 
     monkeypatch.setattr(Workspace, "made", note)
     peer = Peer(
         name="x", tool="x", precision="fp32", module="benchmarks.peers.x", environment=".venv-x", export="a.b.x_export"
     )
     other = contenders._peer(peer)
-    assert other.prepare(CASE, workspace(tmp_path)) == tmp_path
-    assert made["name"] == "emoji-x-export"
-    assert made["command"] == [
-        str(peer.python),
+    assert other.prepare(CASE, workspace(tmp_path)) == tmp_path / "emoji-x-export"
+    older = tmp_path / "emoji-older-checkpoint"  # which its transformers can read
+    assert made["emoji-older-checkpoint"][0][1:] == [
         "-m",
-        "a.b.x_export",
+        "safelight.benchmarks.older_checkpoint",
         str(bundled_checkpoint()),
         str(tmp_path / "folder"),
     ]
-    assert made["environment"] == other.environment()
+    command = [str(peer.python), "-m", "a.b.x_export", str(older), str(tmp_path / "folder")]
+    assert made["emoji-x-export"] == (command, other.environment())
     assert other.command(Path("j")) == [str(peer.python), "-m", "benchmarks.peers.x", "j"]
     own = contenders._peer(replace(peer, environment=None, export=None))
     assert own.prepare(CASE, workspace(tmp_path)) == bundled_checkpoint()
@@ -751,3 +752,18 @@ def test_a_job_survives_its_file(tmp_path: Path) -> None:
     assert Job.read(tmp_path / "job.json") == job
     assert job.prompts == [case.prompt]
     assert job.warm_up_steps == 2
+
+
+def test_tools_with_an_older_transformers_get_names_that_they_find(tmp_path: Path) -> None:
+    checkpoint = Path(bundled_checkpoint())
+    assert older_checkpoint.is_new(checkpoint)
+    target = tmp_path / "older"
+    older_checkpoint.main(str(checkpoint), str(target))
+    assert not older_checkpoint.is_new(target)
+    before = load_file(checkpoint / "text_encoder" / "model.safetensors")
+    after = load_file(target / "text_encoder" / "model.safetensors")
+    assert after.keys() == {f"text_model.{name}" for name in before}
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[f"text_model.{name}"], array)
+    for file in ("model_index.json", "unet/diffusion_pytorch_model.safetensors", "text_encoder/config.json"):
+        assert (target / file).read_bytes() == (checkpoint / file).read_bytes()
