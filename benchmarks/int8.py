@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from safelight.runtime.fidelity import Proof
 from safelight.runtime.model_folder import open_model_folder
 from safelight.runtime.networks import Engine
 
+from .machine import machine, versions
 from .peers.job import peak_memory
 
 NETWORK = "unet"
@@ -62,7 +62,7 @@ def compare(model: Path, backend: str, threads: int | None) -> dict[str, Any]:
     """Quantizes a model twice, and measures both beside it, in rounds."""
     source = open_model_folder(model)
     result: dict[str, Any] = {"backend": backend, "threads": threads, "rows": {}}
-    result["versions"] = {package: version(package) for package in ("onnxruntime", "openvino", "numpy")}
+    result |= {"machine": machine(), "versions": versions()}
     with tempfile.TemporaryDirectory() as scratch:
         rows = {"float32": (model, "fp32"), "fastest float": (model, AUTO)}
         for name, activations in (("int8", "int8"), ("int8 weights", None)):

@@ -18,6 +18,8 @@ from typing import Any, Self
 from safelight.runtime.engine_arguments import add_engine_arguments, engine_of
 from safelight.runtime.model_folder import open_model_folder
 
+from .machine import machine, versions
+
 INTERVAL = 0.01  # seconds between two looks
 _STATUS = Path("/proc/self/status")
 _MIB = 2**20
@@ -213,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{name} failed: {failure}")
     if arguments.json is not None:
         found = {name: asdict(row) for name, row in rows.items()}
-        record = {"weights": weights, "rows": found, "failures": failures}
+        record = {"machine": machine(), "versions": versions(), "weights": weights, "rows": found, "failures": failures}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 1 if failures else 0
 
