@@ -13,7 +13,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -303,6 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", default="onnxruntime", help="of the full run (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: the engine's choice)")
     parser.add_argument("--tiny-autoencoder", type=Path, metavar="DIR", help="measure its decoder too")
+    parser.add_argument("--no-times", action="store_true", help="leave out how long: the machine does other work too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--grid", type=Path, metavar="PNG", help="draw the pictures, a row a variant")
     arguments = parser.parse_args(argv)
@@ -322,6 +323,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     print(HEAD)
     drifts = measure(studio, wanted, prompts, seeds)
+    if arguments.no_times:
+        drifts = [replace(drift, seconds_ratio=None) for drift in drifts]
     if arguments.json is not None:
         content = {
             "machine": machine(),
