@@ -1,5 +1,6 @@
 """From the decoded sample to pictures and files."""
 
+import io
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from .png_metadata import TRAINED_ALGORITHMIC_MEDIA, Json, read_parameters
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["image_grid", "read_parameters", "save_png", "to_pil", "to_unit_interval"]
+__all__ = ["encode_png", "image_grid", "read_parameters", "save_png", "to_pil", "to_unit_interval"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -91,6 +92,29 @@ def image_grid(images: "Sequence[Image]", columns: int | None = None) -> "Image"
     return grid
 
 
+def encode_png(
+    image: "Image",
+    parameters: Mapping[str, Json],
+    *,
+    digital_source_type: str = TRAINED_ALGORITHMIC_MEDIA,
+) -> bytes:
+    """A PNG that tells how it was made; see `save_png`.
+
+    Raises:
+        ValueError: the parameters have no JSON form (NaN, a lone surrogate).
+        TypeError: a parameter is of a type that JSON does not have.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt(png_metadata.JSON_KEYWORD, png_metadata.parameters_json(parameters))
+    info.add_text(png_metadata.TEXT_KEYWORD, png_metadata.parameters_text(parameters, image.size))
+    info.add_itxt(png_metadata.XMP_KEYWORD, png_metadata.xmp_packet(digital_source_type))
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
 def save_png(
     image: "Image",
     path: str | Path,
@@ -116,21 +140,16 @@ def save_png(
         TypeError: a parameter is of a type that JSON does not have.
         FileNotFoundError: the folder does not exist.
     """
-    from PIL.PngImagePlugin import PngInfo
-
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"path must end in .png, got {path}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
-    info = PngInfo()
-    info.add_itxt(png_metadata.JSON_KEYWORD, png_metadata.parameters_json(parameters))
-    info.add_text(png_metadata.TEXT_KEYWORD, png_metadata.parameters_text(parameters, image.size))
-    info.add_itxt(png_metadata.XMP_KEYWORD, png_metadata.xmp_packet(digital_source_type))
+    content = encode_png(image, parameters, digital_source_type=digital_source_type)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("xb") as file:
-            image.save(file, format="PNG", pnginfo=info)
+            file.write(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
