@@ -1,0 +1,1 @@
+"""An image server: OpenAI's API over the pipelines."""
