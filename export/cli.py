@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 SUMMARY = "turn a checkpoint into a model folder that runs without PyTorch"
@@ -14,7 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a checkpoint: a folder in diffusers' layout, a single file in the original one, or a hub id",
     )
-    parser.add_argument("destination", metavar="DESTINATION", type=Path, help="a folder that is new or empty")
+    parser.add_argument(
+        "destination",
+        metavar="DESTINATION",
+        type=Path,
+        nargs="?",
+        help="a folder that is new or empty; left out where --triton is all, and SOURCE an export",
+    )
     parser.add_argument("--opset", type=int, default=23, help="of model.onnx: 18 to 23 (default: %(default)s)")
     parser.add_argument("--dtype", default="fp32", help="of the arithmetic: fp32, fp16 or bf16 (default: %(default)s)")
     parser.add_argument(
@@ -63,6 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --deep-cache: the skip that they are cut at, counted from the outside (default: 0, the fastest)",
     )
     parser.add_argument(
+        "--triton",
+        metavar="DIR",
+        type=Path,
+        help="write a model repository for Triton's onnxruntime backend as well, of the graphs for --device",
+    )
+    parser.add_argument(
         "--no-safety-checker", action="store_true", help="leave the safety checker out: nothing looks at the pictures"
     )
     parser.add_argument("--variant", help="of the checkpoint's weights, such as fp16")
@@ -90,8 +103,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exports; prints a line a stage, and the fidelity of each component."""
+    if arguments.destination is None:
+        return _only_for_triton(arguments)
     try:
         import torch  # noqa: F401  # the first of the extra's packages: what follows needs them all
+
+        from safelight.runtime.model_folder import open_model_folder
 
         from .deep_cache import DEFAULT_BRANCH
         from .folder import export_model
@@ -100,14 +117,10 @@ def run(arguments: argparse.Namespace) -> int:
         from .push import create_repository, push
         from .source import open_source
         from .staging import check_destination
+        from .triton import check_place, write_repository
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"export needs: pip install 'safelight[export]' ({error})") from error
-    started = time.perf_counter()
-
-    def progress(line: str) -> None:
-        if not arguments.quiet:
-            print(f"[{time.perf_counter() - started:6.1f} s] {line}", flush=True)
-
+    progress = _progress(arguments)
     branch = DEFAULT_BRANCH if arguments.cache_branch_id is None else arguments.cache_branch_id
     if arguments.cache_branch_id is not None and not arguments.deep_cache:
         raise ValueError("--cache-branch-id is of DeepCache's graphs: ask for them, --deep-cache")
@@ -124,6 +137,10 @@ def run(arguments: argparse.Namespace) -> int:
         cache_branch_id=branch if arguments.deep_cache else None,
     )
     check_destination(arguments.destination)
+    if arguments.triton is not None:
+        check_place(arguments.triton, arguments.destination)
+        if arguments.dtype == "bf16":
+            raise ValueError("Triton's onnxruntime backend has no bf16: --dtype fp32 or fp16 with --triton")
     if arguments.push_to_hub:
         create_repository(arguments.push_to_hub, private=arguments.private, token=arguments.token)
     elif arguments.private:
@@ -143,8 +160,49 @@ def run(arguments: argparse.Namespace) -> int:
         if checkpoint.networks_left_out:
             progress(f"left out: {', '.join(sorted(checkpoint.networks_left_out))}")
         export_model(checkpoint, arguments.destination, options, progress=progress)
+    if arguments.triton is not None:
+        folder = open_model_folder(arguments.destination)
+        folder.trust()
+        write_repository(folder, arguments.triton, device=arguments.device, progress=progress)
     size = sum(path.stat().st_size for path in arguments.destination.rglob("*") if path.is_file())
     progress(f"{arguments.destination}: {size / 1e6:.1f} MB")
     if arguments.push_to_hub:
         progress(push(arguments.destination, arguments.push_to_hub, token=arguments.token, progress=progress))
     return 0
+
+
+def _only_for_triton(arguments: argparse.Namespace) -> int:
+    """Writes the repository of a model that was exported before; needs no torch."""
+    if arguments.triton is None:
+        raise ValueError("name the DESTINATION: a folder that is new or empty")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name, value in vars(arguments).items():
+        if name not in ("source", "triton", "device", "components", "quiet", "run") and value != parser.get_default(
+            name
+        ):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} is of an export: name its DESTINATION, or leave {option} out")
+    try:
+        from safelight.runtime.model_folder import open_model_folder
+
+        from .triton import write_repository
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"--triton needs: pip install 'safelight[export]' ({error})") from error
+    folder = open_model_folder(arguments.source)
+    progress = _progress(arguments)
+    write_repository(
+        folder, arguments.triton, networks=arguments.components, device=arguments.device, progress=progress
+    )
+    return 0
+
+
+def _progress(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """What prints a line with the seconds since now."""
+    started = time.perf_counter()
+
+    def progress(line: str) -> None:
+        if not arguments.quiet:
+            print(f"[{time.perf_counter() - started:6.1f} s] {line}", flush=True)
+
+    return progress
