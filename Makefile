@@ -8,9 +8,11 @@ SDCPP := .venv-sdcpp
 FOLDERS := benchmarks export reference runtime
 CURVES := --contender 'safelight openvino bf16' --contender 'diffusers bf16' --against 'diffusers bf16'
 CHECKPOINT := reference/emoji/checkpoint
+# what `make test` runs: all that needs no minutes, no browser, no GPU and no environment of its own
+HERE := not (browser or engine_matrix or full_shape or fuzz or gpu or interchange or peers or ray or soak)
 
-.PHONY: setup lint types test test-engines test-full test-gpu interchange-setup test-interchange \
-  peers-setup peers-genai peers-sdcpp test-peers demo bench bench-cpu clean
+.PHONY: setup lint types test test-engines test-full test-fuzz test-gpu test-page interchange-setup test-interchange \
+  peers-setup peers-genai peers-sdcpp test-peers ray-setup test-ray test-soak demo bench bench-cpu bench-serving clean
 
 setup: $(INSTALLED)
 
@@ -37,7 +39,7 @@ lint: types
 
 # One thread for each worker's torch: there are as many workers as processors.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not engine_matrix and not full_shape and not gpu and not interchange and not peers"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "$(HERE)"
 
 # Engines of tiny networks for every GPU that TensorRT for RTX knows, in fp16 and bf16: ten minutes, on any machine.
 test-engines: $(INSTALLED)
@@ -45,7 +47,22 @@ test-engines: $(INSTALLED)
 
 # Also the networks at their published shapes: six minutes more, and gigabytes of memory.
 test-full: lint
-	$(BIN)/pytest -m "not engine_matrix"
+	$(BIN)/pytest -m "full_shape or $(HERE)"
+
+# What reads clients' bytes, fuzzed for that many seconds each, and requests by the thousand that the OpenAPI document
+# allows or forbids: half an hour. What is found is left in output/fuzz/.
+FUZZ_SECONDS ?= 200
+test-fuzz: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt atheris
+	@mkdir -p output/fuzz
+	for target in image mask request form; do \
+	  $(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=output/fuzz/ || exit 1; \
+	done
+	$(BIN)/pytest -m fuzz tests/serving/test_schemathesis.py
+
+# The server's page in a real Chromium (Debian's is enough: apt-get install chromium), which is skipped where there is none.
+test-page: $(INSTALLED)
+	$(BIN)/pytest -m browser -rs tests/serving/test_page.py
 
 # On a machine with an NVIDIA GPU; what its engines lack is skipped, with the reason.
 test-gpu: $(INSTALLED)
@@ -89,6 +106,20 @@ $(SDCPP)/.installed: benchmarks/peers/constraints-stable-diffusion-cpp.txt
 test-peers: $(INSTALLED) peers-setup
 	$(BIN)/pytest -m peers tests/benchmarks/test_peers.py
 
+# Ray Serve beside the rest: 300 MB.
+ray-setup: $(BIN)/.ray-installed
+
+$(BIN)/.ray-installed: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	touch $@
+
+# Two replicas on this machine, which are killed, hung, replaced and ended under load: some minutes.
+test-ray: $(INSTALLED) ray-setup
+	$(BIN)/pytest -m ray tests/serving/test_ray.py
+# A server for some seconds, with clients that misbehave, and a worker that is killed.
+test-soak: $(INSTALLED)
+	$(BIN)/pytest -m soak tests/benchmarks/test_serving_load.py
+
 # The whole way on this machine: checkpoint -> model folder -> pictures -> comparison with the PyTorch reference.
 demo: $(INSTALLED)
 	rm -rf demo
@@ -115,6 +146,11 @@ bench-cpu: bench
 	  --runs 1 --cold-runs 0 --json benchmarks/results/sd15-batches-cpu.json --html output/bench/sd15-batches-cpu.html
 	-$(BIN)/safelight bench --case sd21 --case sdxl --size 512 --size 1024 --num-inference-steps 4 --rounds 1 --runs 1 \
 	  --cold-runs 0 --json benchmarks/results/sd21-sdxl-cpu.json --html output/bench/sd21-sdxl-cpu.html
+
+# A server under load, and for twenty minutes, on an otherwise idle machine. What is not as it should be ends it.
+bench-serving: $(INSTALLED)
+	$(BIN)/python -m safelight.benchmarks.serving_load --json benchmarks/results/serving-load-cpu.json
+	$(BIN)/python -m safelight.benchmarks.serving_soak --minutes 20 --json benchmarks/results/serving-soak-cpu.json
 
 clean:
 	rm -rf .venv $(OPTIMUM) $(GENAI) $(SDCPP) .types .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist demo output *.egg-info
