@@ -1,5 +1,6 @@
 """One picture of a request: from the pipeline's arguments to the bytes of a file."""
 
+import functools
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from ..image import encode_png, to_pil, to_unit_interval
 from ..image_input import apply_overlay, resize_image
 from ..pipelines import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from ..pipelines.text_guided import TextGuidedPipeline
-from ..schedulers import scheduler_class
+from ..schedulers import Scheduler, scheduler_class
 from .image_request import ImageRequest
 
 if TYPE_CHECKING:
@@ -44,6 +45,23 @@ class Steps:
         """One step more is done."""
         self.done += 1
         self._on_step(self.done, self.total)
+
+
+class CleanLatents:
+    """What a scheduler takes the latents for without their noise, as of its last step: what previews show."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        """Watches a scheduler, which is one picture's own."""
+        self.latents: Array | None = None  # None where the scheduler does not say
+        step = scheduler.step
+
+        @functools.wraps(step)
+        def watched(*arguments: Any, **options: Any) -> Any:
+            output = step(*arguments, **options)
+            self.latents = getattr(output, "pred_original_sample", None)
+            return output
+
+        scheduler.step = watched  # type: ignore[method-assign]
 
 
 def pipeline_for(request: ImageRequest, base: TextGuidedPipeline) -> Any:

@@ -21,6 +21,7 @@ from . import logs
 from .batching import Batcher, Cancelled, NumericalError, Seat
 from .errors import ApiError
 from .making import (
+    CleanLatents,
     Steps,
     arguments_of,
     cut_off,
@@ -103,6 +104,7 @@ class _Making:
         self._worker, self._order, self._seat = worker, order, seat
         self._steps = Steps(self._on_step)
         self._previews = 0  # that were sent
+        self._clean: CleanLatents | None = None
 
     def made(self) -> Made:
         """The picture.
@@ -118,6 +120,7 @@ class _Making:
         pipeline = pipeline_for(request, base)
         arguments = arguments_of(request, order.index)
         pipeline.progress_bar = self._steps.bar
+        self._clean = CleanLatents(pipeline.scheduler) if request.partial_images else None
         with batcher.seated(self._seat):
             output = pipeline(**arguments, callback_on_step_end=self._after_step)
         denoised = perf_counter()
@@ -146,7 +149,8 @@ class _Making:
             raise Cancelled
         request = self._order.request
         if self._steps.done in preview_steps(self._steps.total, request.partial_images):
-            picture = previewed(pipeline, tensors["latents"])
+            clean = None if self._clean is None else self._clean.latents
+            picture = previewed(pipeline, tensors["latents"] if clean is None else clean)
             with self._worker.batcher.apart():
                 content = encoded(picture, request)
                 self._worker.send(Preview(task=self._order.task, index=self._previews, content=content))

@@ -27,8 +27,9 @@ HOST = [(b"host", b"127.0.0.1:8000")]
 
 @dataclass
 class Control:
-    """What happens in the UNet's runs: `before` is called in the networks' thread with the number of the run."""
+    """What happens in a network's runs: `before` is called in the networks' thread with the number of the run."""
 
+    network: tuple[str, str] = ("unet", "network")  # component and attribute
     before: Callable[[int, Mapping[str, Array]], None] = lambda _number, _inputs: None
     after: Callable[[int, dict[str, Array]], dict[str, Array]] = lambda _number, found: found
     rows: list[int] = field(default_factory=list)  # of the runs that were begun
@@ -50,7 +51,7 @@ class Control:
 
 
 class ControlledNetwork:
-    """A UNet's network, and what a test does to it."""
+    """A network, and what a test does to it."""
 
     def __init__(self, network: Network, control: Control) -> None:
         self._network, self._control = network, control
@@ -58,7 +59,7 @@ class ControlledNetwork:
 
     def __call__(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         number = len(self._control.rows)
-        self._control.rows.append(len(inputs["sample"]))
+        self._control.rows.append(len(next(iter(inputs.values()))))
         self._control.before(number, inputs)
         return self._control.after(number, self._network(inputs, outputs))
 
@@ -79,8 +80,9 @@ class ThreadWorker:
         def work() -> None:
             with theirs:
                 worker = Worker(theirs, settings)
-                unet = worker.pipeline.unet.network
-                unet.network = ControlledNetwork(unet.network, control)
+                component, attribute = control.network
+                shared = getattr(getattr(worker.pipeline, component), attribute)
+                shared.network = ControlledNetwork(shared.network, control)
                 worker.run()
                 worker.pipeline.close()
 

@@ -19,6 +19,7 @@ from safelight.runtime import (
 )
 from safelight.runtime.backends import Array
 from safelight.runtime.image import read_parameters
+from safelight.runtime.serving.making import previewed
 
 KEY = "a-key-of-the-test"
 JSON = (b"content-type", b"application/json")
@@ -137,6 +138,20 @@ def test_a_stream_shows_previews_progress_and_the_picture(pipeline: Any) -> None
         np.testing.assert_array_equal(picture, alone(pipeline, num_inference_steps=6))
         errors = [np.abs(pixels(event["b64_json"]).astype(int) - picture).mean() for event in previews]
         assert errors[0] > errors[1] > 0  # they come nearer
+        clean: list[Array] = []  # what the scheduler takes the latents for without their noise
+        kind = type(pipeline.scheduler)
+        step = kind.step
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            output = step(*arguments, **options)
+            clean.append(output.pred_original_sample)
+            return output
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kind, "step", noted)
+            pipeline(PROMPT, num_inference_steps=6, seed=0)
+        for event, latents in zip(previews, (clean[1], clean[3]), strict=True):
+            np.testing.assert_array_equal(pixels(event["b64_json"]), np.asarray(previewed(pipeline, latents)))
 
     run(test)
 

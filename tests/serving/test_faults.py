@@ -52,6 +52,38 @@ def test_who_goes_away_while_his_picture_is_made_leaves_his_place_within_a_step(
     run(test, control)
 
 
+@pytest.mark.parametrize(
+    ("network", "number", "stream", "previews"),
+    [
+        (("text_encoder", "network"), 0, False, 0),
+        (("text_encoder", "network"), 0, True, 0),
+        (("vae", "decoder"), 0, False, 0),
+        (("vae", "decoder"), 1, True, 3),  # after a preview
+    ],
+)
+def test_who_goes_away_at_another_stage_leaves_his_place_too(
+    network: tuple[str, str], number: int, stream: bool, previews: int
+) -> None:
+    control = Control(network=network)
+    control.hold(number)
+
+    async def test(served: Served) -> None:
+        exchange = served.generation(stream=stream, partial_images=previews)
+        await control.until_held()
+        exchange.disconnect()
+        await until(lambda: not served.dispatcher._jobs)
+        control.release.set()
+        await served.until_idle()
+        await asyncio.wait_for(exchange.task, LIMIT)
+        assert len(control.rows) == number + 1
+        assert not any(b"completed" in message.get("body", b"") for message in exchange.sent)
+        assert await served.counted('safelight_pictures_total{outcome="cancelled"}') == 1
+        assert await served.counted('safelight_pictures_total{outcome="ok"}') == 0
+        assert (await served.generate()).status == 200
+
+    run(test, control)
+
+
 def test_who_goes_away_while_he_waits_is_never_started() -> None:
     control = Control()
     control.hold(0)
