@@ -12,17 +12,20 @@ import pytest
 
 from safelight.runtime import DiffusionPipeline, cli
 from safelight.runtime.backends import BACKENDS
+from safelight.runtime.serving.image_request import GENERATION_FIELDS
+from safelight.runtime.serving.settings import ServerSettings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 ON_A_GPU = 'device="cuda"'
+OF_A_SERVER = "base_url="  # which tests/serving/test_openai_client.py asks
 
 
 def test_the_python_examples_make_pictures(
     tiny: Callable[[str], tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = [block for block in BLOCKS if ON_A_GPU not in block]
+    blocks = [block for block in BLOCKS if ON_A_GPU not in block and OF_A_SERVER not in block]
     (tmp_path / "sdxl-onnx").symlink_to(tiny("SDXL")[0])
     (tmp_path / "refiner-onnx").symlink_to(tiny("REFINER")[0])
     monkeypatch.chdir(tmp_path)
@@ -48,6 +51,16 @@ def test_the_examples_for_a_gpu_name_what_there_is() -> None:
         options = {str(option.arg): ast.literal_eval(option.value) for option in call.keywords}
         assert options.keys() <= takes.keys()
         assert options.get("backend", "onnxruntime") in BACKENDS
+
+
+def test_the_example_for_a_server_asks_what_it_takes() -> None:
+    (block,) = [block for block in BLOCKS if OF_A_SERVER in block]
+    calls = [call for call in ast.walk(ast.parse(block)) if isinstance(call, ast.Call)]
+    (asked,) = [call for call in calls if ast.unparse(call.func) == "client.images.generate"]
+    options = {str(option.arg): ast.literal_eval(option.value) for option in asked.keywords}
+    own = options.pop("extra_body")
+    assert {*options, *own} <= set(GENERATION_FIELDS)
+    assert ServerSettings.port == int(re.findall(r"127\.0\.0\.1:(\d+)/v1", block)[0])
 
 
 def test_the_commands_are_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
