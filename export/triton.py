@@ -5,7 +5,6 @@ of the wire. What is written was checked against `model_config.proto` and agains
 onnxruntime backend ask of a configuration; docs/triton.md says how to run it.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -75,8 +74,8 @@ def write_repository(
 ) -> tuple[Path, ...]:
     """Writes a model folder's networks as a repository that `tritonserver --model-repository` opens.
 
-    Files are hard links of the model folder's where the file system has them, and copies otherwise. The repository
-    appears at its place when it is whole.
+    Files are copies: onnx, and ONNX Runtime where a folder has no manifest, refuse weights that have a second name. The
+    repository appears at its place when it is whole.
 
     Args:
         folder: an exported model.
@@ -115,7 +114,7 @@ def write_repository(
             name = f"{model}_{network}"
             place = stage.folder / name
             # a model of several files is a folder of the name that one file would have
-            _put(graph, place / "1" / GRAPH, linked=folder.manifest is not None)
+            _put(graph, place / "1" / GRAPH)
             text = configuration(name, graph, device=device, max_batch_size=max_batch_size)
             (place / CONFIG).write_text(text, encoding="ascii")
             progress(f"{name}: {graph.path.name}, batches {'shared' if graph.shares_batches else 'not shared'}")
@@ -185,32 +184,19 @@ def _border(path: Path, value: onnx.ValueInfoProto) -> Border:
     return Border(value.name, _DATA_TYPES[tensor.elem_type], shape)
 
 
-def _put(graph: ServedGraph, place: Path, *, linked: bool) -> None:
+def _put(graph: ServedGraph, place: Path) -> None:
     """Puts a graph and its weights into a folder, the weights under the names by which the graph looks for them.
 
     Args:
         graph: with its files.
         place: of the folder, which is made.
-        linked: whether files may be hard links. Who reads a folder without a manifest refuses weights that have two
-            names.
     """
     own = {weights.relative_to(graph.path.parent): weights for weights in graph.weights}
     if Path(GRAPH) in own:
         raise ValueError(f"{graph.path} has its weights in {GRAPH}, which is the name of the graph itself")
     for name, source in {Path(GRAPH): graph.path, **own}.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
-        _copy(source.resolve(), place / name, linked=linked)
-
-
-def _copy(source: Path, destination: Path, *, linked: bool) -> None:
-    if linked:
-        try:
-            os.link(source, destination)
-        except OSError:  # of another file system, or of one without links
-            pass
-        else:
-            return
-    shutil.copyfile(source, destination)
+        shutil.copyfile(source, place / name)
 
 
 def _fields(border: Border, shape: Iterable[int | str]) -> list[str]:
