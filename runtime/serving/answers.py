@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from .dispatch import Event, Job, Progress, longest_timings
 from .errors import ApiError
 from .image_request import ImageRequest
+from .jobs import Event, Job, Progress
 from .messages import Made, Preview
 from .model_card import ModelCard
 
@@ -129,7 +129,7 @@ def _ours(job: Job, made: list[Made]) -> dict[str, Any]:
         "id": job.id,
         "seed": made[0].seed,
         "warnings": list(dict.fromkeys(warnings)),
-        "timings": longest_timings(made),
+        "timings": _longest_timings(made),
     }
 
 
@@ -159,3 +159,12 @@ def _text(content: bytes) -> str:
 
 def _sent(event: dict[str, Any]) -> bytes:
     return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def _longest_timings(made: list[Made]) -> dict[str, float]:
+    """Of several pictures the longest of each stage, in seconds."""
+    longest: dict[str, float] = {}
+    for each in made:
+        for name, seconds in each.timings.items():
+            longest[name] = max(seconds, longest.get(name, 0.0))
+    return longest

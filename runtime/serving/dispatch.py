@@ -5,18 +5,21 @@ import heapq
 import itertools
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from . import logs
 from .errors import ApiError
 from .image_request import ImageRequest, Priority
+from .jobs import Event, Job, Progress, Task
 from .messages import Cancel, Closed, Failed, Made, Message, OpenFailed, Preview, Ran, Ready, Start, Step
 from .metrics import Metrics
 from .model_card import ModelCard
 from .settings import ServerSettings
 from .worker_process import RunningWorker, StartWorker, WorkerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: seconds that a request is taken to have come earlier or later: it waits less or more, and not for ever
 _HANDICAP: dict[Priority, float] = {"high": -30.0, "normal": 0.0, "low": 30.0}
@@ -28,75 +31,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.0, 30.0
 _NEWEST = 0.1
 _LONGEST_RETRY = 600.0
 _RESTART_RETRY = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a picture is."""
-
-    state: str  # "queued" or "running"
-    position: int  # pictures that come before; 0 when it runs
-    step: int
-    steps: int
-
-
-Event = Progress | Preview | Made
-
-
-@dataclass(eq=False, kw_only=True)
-class _Task:
-    """One picture of a job."""
-
-    number: int
-    job: "Job"
-    index: int
-    rank: float  # who has less comes first
-    started: float | None = None  # by the loop's clock
-    over: bool = False  # whether nobody waits for it any more
-
-    def __lt__(self, other: "_Task") -> bool:
-        return (self.rank, self.number) < (other.rank, other.number)
-
-
-@dataclass(eq=False, kw_only=True)
-class Job:
-    """A request that was let in: `async for event in job` until all of its pictures are made."""
-
-    id: str
-    request: ImageRequest
-    arrived: float  # by the loop's clock
-    _events: "asyncio.Queue[Event | ApiError]" = field(default_factory=asyncio.Queue)
-    _tasks: list[_Task] = field(default_factory=list)
-    _made: int = 0
-    _deadline: asyncio.TimerHandle | None = None
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        """What happens to its pictures.
-
-        Raises:
-            ApiError: it comes to no good end.
-        """
-        while self._made < self.request.n:
-            event = await self._events.get()
-            if isinstance(event, ApiError):
-                raise event
-            if isinstance(event, Made):
-                self._made += 1
-            yield event
-
-    async def pictures(self) -> list[Made]:
-        """All of its pictures, by their seeds.
-
-        Raises:
-            ApiError: one of them cannot be made.
-        """
-        found = [event async for event in self if isinstance(event, Made)]
-        return sorted(found, key=lambda made: made.seed)
-
-    @property
-    def over(self) -> bool:
-        """Whether none of its pictures waits or is being made."""
-        return all(task.over for task in self._tasks)
 
 
 class Dispatcher:
@@ -114,8 +48,8 @@ class Dispatcher:
         self._open = False
         self._closing = False
         self._numbers = itertools.count()
-        self._heap: list[_Task] = []
-        self._running: dict[int, _Task] = {}
+        self._heap: list[Task] = []
+        self._running: dict[int, Task] = {}
         self._jobs: dict[str, Job] = {}
         self._waiting = 0
         self._seconds: float | None = None  # that a picture takes in its slot
@@ -189,14 +123,14 @@ class Dispatcher:
         job = Job(id=request_id, request=request, arrived=now)
         for index in range(request.n):
             rank = now + _HANDICAP[request.priority] + index * _HANDICAP_OF_FURTHER
-            task = _Task(number=next(self._numbers), job=job, index=index, rank=rank)
-            job._tasks.append(task)
+            task = Task(number=next(self._numbers), job=job, index=index, rank=rank)
+            job.tasks.append(task)
             heapq.heappush(self._heap, task)
         self._jobs[request_id] = job
         self._waiting += request.n
         self._idle.clear()
         if request.timeout is not None:
-            job._deadline = loop.call_later(request.timeout, self._expire, job)
+            job.deadline = loop.call_later(request.timeout, self._expire, job)
         self._fill()
         self._tell_positions(job)
         return job
@@ -321,16 +255,7 @@ class Dispatcher:
             self.metrics.stage_seconds(stage, seconds)
         self.metrics.picture_finished("ok")
         self._over(task)
-        task.job._events.put_nowait(
-            Made(
-                task=message.task,
-                content=message.content,
-                seed=message.seed,
-                tokens=message.tokens,
-                warnings=message.warnings,
-                timings=timings,
-            )
-        )
+        task.job.tell(replace(message, timings=timings))
 
     def _on_failed(self, message: Failed) -> None:
         task = self._free(message.task)
@@ -375,10 +300,10 @@ class Dispatcher:
             assert self._worker is not None
             self._worker.send(Start(task=task.number, request=task.job.request, index=task.index))
             if task.job.request.progress:
-                task.job._events.put_nowait(Progress(state="running", position=0, step=0, steps=0))
+                task.job.tell(Progress(state="running", position=0, step=0, steps=0))
         self._settle()
 
-    def _free(self, number: int) -> _Task | None:
+    def _free(self, number: int) -> Task | None:
         """The task whose place is free again, which the next one gets."""
         task = self._running.pop(number, None)
         self._fill()
@@ -386,7 +311,7 @@ class Dispatcher:
 
     def _end(self, job: Job, error: ApiError, outcome: str) -> None:
         """Ends what is left of a job."""
-        left = [task for task in job._tasks if not task.over]
+        left = [task for task in job.tasks if not task.over]
         for task in left:
             if task.number in self._running and self._worker is not None:
                 self._worker.send(Cancel(task=task.number))
@@ -395,7 +320,7 @@ class Dispatcher:
             self.metrics.picture_finished(outcome)
             self._over(task)
         if left:
-            job._events.put_nowait(error)
+            job.tell(error)
         self._settle()
 
     def _expire(self, job: Job) -> None:
@@ -403,12 +328,12 @@ class Dispatcher:
             message = f"the request was not done within its timeout of {job.request.timeout:g} seconds"
             self._end(job, ApiError(504, message, code="deadline_exceeded"), "expired")
 
-    def _over(self, task: _Task) -> None:
+    def _over(self, task: Task) -> None:
         task.over = True
         if task.job.over and self._jobs.get(task.job.id) is task.job:
             del self._jobs[task.job.id]
-            if task.job._deadline is not None:
-                task.job._deadline.cancel()  # which would keep the job until then
+            if task.job.deadline is not None:
+                task.job.deadline.cancel()  # which would keep the job until then
 
     def _settle(self) -> None:
         """Says how much there is, and whether there is anything."""
@@ -422,23 +347,14 @@ class Dispatcher:
     def _tell(self, number: int, event: Event) -> None:
         task = self._running.get(number)
         if task is not None and not task.over:
-            task.job._events.put_nowait(event)
+            task.job.tell(event)
 
     def _tell_positions(self, job: Job) -> None:
-        if job.request.progress and job._tasks[0].started is None:
-            ahead = sum(1 for task in self._heap if not task.over and task < job._tasks[0])
-            job._events.put_nowait(Progress(state="queued", position=ahead, step=0, steps=0))
+        if job.request.progress and job.tasks[0].started is None:
+            ahead = sum(1 for task in self._heap if not task.over and task < job.tasks[0])
+            job.tell(Progress(state="queued", position=ahead, step=0, steps=0))
 
     def _until_room(self) -> float:
         """Seconds until a place in the queue is free, as the last pictures took them."""
         rounds = math.ceil(max(1, self._waiting) / self.settings.max_batch)
         return min(_LONGEST_RETRY, (self._seconds or 1.0) * rounds)
-
-
-def longest_timings(made: list[Made]) -> dict[str, float]:
-    """Of several pictures the longest of each stage, in seconds."""
-    names: dict[str, Any] = {}
-    for each in made:
-        for name, seconds in each.timings.items():
-            names[name] = max(seconds, names.get(name, 0.0))
-    return names

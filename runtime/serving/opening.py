@@ -23,6 +23,8 @@ from .settings import ServerSettings
 #: the backend whose networks run several batches at a time, each in the thread that calls
 _PARALLEL = "onnxruntime"
 _MOST_STREAMS = 4
+#: those that compile a network for each size of its batch
+_COMPILED_PER_SIZE = ("openvino",)
 #: attributes of a pipeline's components that are networks; encoders and checkers are opened by asking for them
 _NETWORKS = ("network", "encoder", "decoder")
 #: pixels of the pictures that an autoencoder or a safety checker works on at once: what it needs grows with them
@@ -81,6 +83,11 @@ def open_pipeline(settings: ServerSettings, streams: Streams) -> TextGuidedPipel
         raise ValueError(f"{type(pipeline).__name__} takes no prompts, and requests are prompts")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def has_fixed_sizes(pipeline: TextGuidedPipeline) -> bool:
+    """Whether a pipeline's engine compiles a network for each size of a batch; see `Batcher`."""
+    return pipeline.engine.backend in _COMPILED_PER_SIZE
 
 
 def share_networks(pipeline: TextGuidedPipeline, batcher: Batcher, max_batch: int) -> None:

@@ -34,11 +34,9 @@ from .making import (
     prompt_tokens,
 )
 from .messages import Cancel, Close, Closed, Failed, Made, Message, OpenFailed, Preview, Ready, Start, Step
-from .opening import Streams, card_of, open_pipeline, share_networks
+from .opening import Streams, card_of, has_fixed_sizes, open_pipeline, share_networks
 from .settings import ServerSettings
 
-#: backends that compile a network for each size of its batch
-_COMPILED_PER_SIZE = ("openvino",)
 #: seconds after which memory that was used up may be free again
 _MEMORY_RETRY = 5.0
 
@@ -57,8 +55,7 @@ class Worker:
         streams = Streams.of(settings)
         self.pipeline = open_pipeline(settings, streams)
         self.card = card_of(self.pipeline, settings)
-        fixed = self.pipeline.engine.backend in _COMPILED_PER_SIZE
-        self.batcher = Batcher(streams=streams.count, fixed_sizes=fixed, ran=self.send)
+        self.batcher = Batcher(streams=streams.count, fixed_sizes=has_fixed_sizes(self.pipeline), ran=self.send)
         share_networks(self.pipeline, self.batcher, settings.max_batch)
         self._seats: dict[int, Seat] = {}
         self._threads = ThreadPoolExecutor(settings.max_batch, thread_name_prefix="picture")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from served import Control, Served, run
 
-from safelight.runtime.serving.dispatch import Job
 from safelight.runtime.serving.errors import ApiError
+from safelight.runtime.serving.jobs import Job
 from safelight.runtime.serving.worker import cause_of
 
 LIMIT = 60.0

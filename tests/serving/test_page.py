@@ -380,9 +380,10 @@ def test_what_is_painted_is_made_anew_and_nothing_else(server: str, open_page: A
     assert white[44:52, 44:52].all()  # the dot
     assert not white[:, 26:38].any()
     assert not white[:12, 50:].any()  # the stroke that was undone
-    assert 16 * 32 + 2 * np.pi * 8**2 == pytest.approx(white.sum(), rel=0.1)
+    assert 16 * 32 + 2 * np.pi * 8**2 == pytest.approx(white.sum(), rel=0.04)
     changed = np.abs(_pixels(made) - _pixels(before)).mean(axis=2)
-    assert changed[white].mean() > 2 * changed[~white].mean()  # what is kept goes through the autoencoder
+    assert changed[white].mean() > 5
+    assert not changed[~white].any()
     page.click("#view-source")
     page.click("#clear")
     _make(page)
