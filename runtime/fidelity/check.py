@@ -195,8 +195,8 @@ class _Checked:
                     continue
                 answers = _call(name, network, call.arrays())
                 for output, view in call.outputs.items():
-                    if output == DECISIONS and self._dtype(name) != "float32":
-                        # a score near 0 may be on its other side in half precision: the decision is to follow from it
+                    if output == DECISIONS:
+                        # a score near 0 may be on its other side, by any rounding: the decision is to follow from it
                         view = View.of(decide(answers["special_scores"], answers["concept_scores"]))
                     relative, absolute = view.errors(answers.get(output, np.empty(0)))
                     found = replace(found, absolute_error=max(found.absolute_error, absolute))
