@@ -17,12 +17,38 @@ from PIL import Image
 from safelight.runtime.backends import Array, Network
 from safelight.runtime.serving.app import create_app
 from safelight.runtime.serving.messages import Close
+from safelight.runtime.serving.model_card import ModelCard
 from safelight.runtime.serving.settings import ServerSettings
 from safelight.runtime.serving.worker import Worker
 
 LIMIT = 60.0  # seconds after which a test is stuck
 PROMPT = "cat face on a blue background"
 HOST = [(b"host", b"127.0.0.1:8000")]
+
+
+def card(**changes: Any) -> ModelCard:
+    """The card of a model that there is not."""
+    fields: dict[str, Any] = {
+        "id": "emoji",
+        "created": 1,
+        "pipeline": "StableDiffusionPipeline",
+        "backend": "onnxruntime (CPU)",
+        "width": 64,
+        "height": 64,
+        "factor": 8,
+        "most_pixels": 128 * 128,
+        "width_range": (8, 256),
+        "height_range": (8, 512),
+        "num_inference_steps": 50,
+        "guidance_scale": 7.5,
+        "strength": 0.8,
+        "scheduler": "PNDMScheduler",
+        "schedulers": ("DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"),
+        "generations": True,
+        "edits": True,
+        "masks": True,
+    }
+    return ModelCard(**(fields | changes))
 
 
 @dataclass

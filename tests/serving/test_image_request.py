@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from served import card
 
 from safelight.runtime.serving.errors import ApiError
 from safelight.runtime.serving.image_request import (
@@ -32,25 +33,12 @@ from safelight.runtime.serving.image_request import (
 from safelight.runtime.serving.model_card import ModelCard
 from safelight.runtime.serving.settings import ServerSettings
 
-CARD = ModelCard(
-    id="emoji",
-    created=1,
-    pipeline="StableDiffusionPipeline",
-    backend="onnxruntime (CPU)",
+CARD = card(
     width=512,
     height=512,
-    factor=8,
     most_pixels=1024 * 1024,
     width_range=(256, 2048),
     height_range=(256, 2048),
-    num_inference_steps=50,
-    guidance_scale=7.5,
-    strength=0.8,
-    scheduler="PNDMScheduler",
-    schedulers=("DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"),
-    generations=True,
-    edits=True,
-    masks=True,
 )
 SETTINGS = ServerSettings()
 IMAGE = np.zeros((512, 768, 3), np.uint8)

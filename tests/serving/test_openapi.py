@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from served import card
 from starlette.routing import Route
 
 from safelight.runtime.serving import image_request, uploads
@@ -31,26 +32,7 @@ from safelight.runtime.serving.openapi_schemas import CODES
 from safelight.runtime.serving.page import routes as page_routes
 from safelight.runtime.serving.settings import ServerSettings
 
-CARD = ModelCard(
-    id="emoji <b>",
-    created=1,
-    pipeline="StableDiffusionPipeline",
-    backend="onnxruntime (CPU)",
-    width=64,
-    height=64,
-    factor=8,
-    most_pixels=128 * 128,
-    width_range=(8, 256),
-    height_range=(8, 512),
-    num_inference_steps=15,
-    guidance_scale=7.5,
-    strength=0.8,
-    scheduler="PNDMScheduler",
-    schedulers=("DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"),
-    generations=True,
-    edits=True,
-    masks=True,
-)
+CARD = card(id="emoji <b>", num_inference_steps=15)
 SETTINGS = ServerSettings(max_images=3, max_steps=20)
 ROUTES = {
     ("post", "/v1/images/generations"): {200, 400, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504},
