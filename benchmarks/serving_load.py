@@ -8,7 +8,6 @@ as it should be is named, with exit status 1. Linux only.
 
 import argparse
 import asyncio
-import json
 import random
 import signal
 import statistics
@@ -16,7 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,10 +23,10 @@ from typing import Any
 from safelight.runtime import bundled_model
 from safelight.runtime.backends import Array
 
-from .machine import machine, versions
 from .serving_client import Answer, Client
 from .serving_requests import GENERATIONS, Alone, Shape, alike, closest, difference, mixed, pictures_of
 from .serving_server import Counters, Server, processor_seconds
+from .serving_verdict import Verdict
 
 #: of the bundled model
 SHAPE = Shape(sizes=((64, 64), (64, 64), (48, 64), (64, 48), (96, 64)), steps=(4, 12))
@@ -43,18 +42,6 @@ class Answered:
     rejections: int  # before it
     waited: float  # seconds from the first try to the answer's end
     completed: float  # when, in seconds since the load began
-
-
-@dataclass
-class Verdict:
-    """What has to be true, and whether it is."""
-
-    failures: list[str] = field(default_factory=list)
-
-    def check(self, holds: bool, failure: str) -> None:
-        """Notes what is not as it should be."""
-        if not holds:
-            self.failures.append(failure)
 
 
 class Load:
@@ -467,21 +454,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result["server_errors"] = server.errors()
         verdict.check(not result["server_errors"], f"the server's log has {len(result['server_errors'])} errors")
     print(report(result))
-    for failure in verdict.failures[:20]:
-        print(f"FAILED: {failure}")
-    if arguments.json is not None:
-        content = {
-            "machine": machine(),
-            "versions": versions(),
-            "model": "emoji",
-            "backend": arguments.backend,
-            "plan": asdict(plan) | {"max_queue": arguments.max_queue, "max_batch": arguments.max_batch},
-            "failures": verdict.failures,
-            **result,
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return 1 if verdict.failures else 0
+    own = asdict(plan) | {"max_queue": arguments.max_queue, "max_batch": arguments.max_batch}
+    return verdict.concluded(arguments.json, backend=arguments.backend, plan=own, result=result)
 
 
 if __name__ == "__main__":

@@ -31,11 +31,11 @@ from PIL import Image
 from safelight.runtime import bundled_model
 from safelight.runtime.backends import Array
 
-from .machine import machine, versions
 from .serving_client import Answer, Client
-from .serving_load import SHAPE, Verdict, percentiles
+from .serving_load import SHAPE, percentiles
 from .serving_requests import GENERATIONS, Alone, difference, mixed, pictures_of
 from .serving_server import Counters, Server, connections, open_files, resident
+from .serving_verdict import Verdict
 
 EDITS = "/v1/images/edits"
 CANCEL = "/v1/images/requests/{request_id}/cancel"
@@ -507,21 +507,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "open",
     ):
         print(f"{name}: {json.dumps(result[name])}")
-    for failure in verdict.failures[:20]:
-        print(f"FAILED: {failure}")
-    if arguments.json is not None:
-        content = {
-            "machine": machine(),
-            "versions": versions(),
-            "model": "emoji",
-            "backend": arguments.backend,
-            "plan": plan,
-            "failures": verdict.failures,
-            **result,
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return 1 if verdict.failures else 0
+    return verdict.concluded(arguments.json, backend=arguments.backend, plan=plan, result=result)
 
 
 if __name__ == "__main__":

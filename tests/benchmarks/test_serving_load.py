@@ -17,10 +17,11 @@ from PIL import Image
 
 from safelight.benchmarks import serving_load, serving_server, serving_soak
 from safelight.benchmarks.serving_client import Answer, Client
-from safelight.benchmarks.serving_load import Answered, Load, Verdict, check_counts, check_pictures, check_rejections
+from safelight.benchmarks.serving_load import Answered, Load, check_counts, check_pictures, check_rejections
 from safelight.benchmarks.serving_requests import Shape, alike, closest, difference, mixed, pictures_of
 from safelight.benchmarks.serving_server import Counters, Server
 from safelight.benchmarks.serving_soak import Sample, memory_growth
+from safelight.benchmarks.serving_verdict import Verdict
 
 SHAPE = Shape(sizes=((8, 8), (16, 8)), steps=(1, 3))
 QUICK = Shape(sizes=((64, 64), (48, 64)), steps=(2, 3))
