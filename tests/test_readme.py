@@ -89,6 +89,24 @@ def test_the_numbers_are_those_of_the_results() -> None:
         assert " | ".join(cells) + " |" in README
 
 
+@pytest.mark.parametrize("results", ["sd15-cpu", "sd15-epyc-cpu"])
+def test_the_numbers_of_a_published_shape_are_those_of_the_results(results: str) -> None:
+    content = json.loads((ROOT / "benchmarks" / "results" / f"{results}.json").read_text())
+    measured = {row["contender"]: row for row in content["cases"][0]["rows"] if row["warm_seconds"]}
+    base = measured["diffusers"]["warm_seconds"]["total"]["median"]
+    table = README[README.index(f"results/{results}.json") :]
+    table = table[: re.search(r"\n\n[^|]", table[table.index("|") :]).start() + table.index("|")]  # type: ignore[union-attr]
+    lines = [line for line in table.splitlines() if " s |" in line]
+    assert len(lines) == len(measured)
+    for row in measured.values():
+        seconds, step = row["warm_seconds"]["total"]["median"], row["warm_seconds"]["step"]["median"]
+        times = "1" if seconds == base else f"{base / seconds:.2f}"
+        own = f"| {seconds:.1f} s | {times} | {step:.2f} s | {row['peak_memory'] / 2**20:.0f} MiB |"
+        (line,) = [line for line in lines if line.endswith(own)]
+        assert f"| {row['precision']} |" in line
+        assert row["contender"] == "diffusers" or f"{row['psnr']:.1f} dB" in line
+
+
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "reference" / "emoji" / "README.md"]
 
 
