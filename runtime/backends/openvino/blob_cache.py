@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -42,10 +42,14 @@ class BlobCache:
 
     device: Device
     weights: Path
-    identity: Mapping[str, Any]  # what they depend on besides shapes: graph, weights, properties, OpenVINO, device
+    identity: Mapping[
+        str, Any
+    ]  # what they depend on besides shapes: graph, weights, outputs, properties, OpenVINO, device
 
     @classmethod
-    def of(cls, graph: Path, weights: Path, device: Device, properties: Mapping[str, Any]) -> Self:
+    def of(
+        cls, graph: Path, weights: Path, device: Device, properties: Mapping[str, Any], outputs: Sequence[str] = ()
+    ) -> Self:
         """The cache of a graph.
 
         Args:
@@ -53,11 +57,13 @@ class BlobCache:
             weights: the one file of its weights, which blobs name places in; known by path, size and time of change.
             device: that it is compiled for.
             properties: that it is compiled with.
+            outputs: nodes that have become outputs beside the file's own.
         """
         status = weights.stat()
         identity = {
             "graph": hashlib.sha256(graph.read_bytes()).hexdigest(),
             "weights": [str(weights.resolve()), status.st_size, status.st_mtime_ns],
+            "outputs": list(outputs),
             "openvino": openvino.__version__,
             "device": [device.name, str(device.property("FULL_DEVICE_NAME")), *device.capabilities],
             "properties": {name: str(value) for name, value in properties.items()},

@@ -15,7 +15,7 @@ from .blob_cache import BlobCache
 from .compiled import CompiledNetwork, kept
 from .devices import Device
 from .errors import is_out_of_memory, reason
-from .precision import decided, of_graph
+from .precision import decided, keep_angles, of_graph
 from .properties import Compiling, properties
 from .weights import count_weights, replace_weights
 
@@ -57,8 +57,11 @@ class OpenVinoNetwork:
         replace_weights(self._model, initializers, graph)
         self._inputs = tuple(_spec(port) for port in self._model.inputs)
         self._outputs = tuple(_spec(port) for port in self._model.outputs)
+        angles = keep_angles(self._model) if device.is_cpu and self.precision != "fp32" else ()
         uses_cache = self._compiling.cache and not initializers and "EXPORT_IMPORT" in device.capabilities
-        self._cache = BlobCache.of(graph, self._weights, device, chosen) if uses_cache and self._weights else None
+        self._cache = (
+            BlobCache.of(graph, self._weights, device, chosen, angles) if uses_cache and self._weights else None
+        )
         self._most = self._compiling.most_compiled or kept(count_weights(self._model), self.precision)
         self._compiled: RecentlyUsed[CompiledNetwork] = RecentlyUsed(self._most)
         self._lock = threading.Lock()

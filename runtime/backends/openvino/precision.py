@@ -61,5 +61,23 @@ def of_graph(model: Any) -> str:
     return max(counted, key=counted.__getitem__, default="fp32")
 
 
+def keep_angles(model: Any) -> tuple[str, ...]:
+    """Has a CPU compute in float32 the angles of a graph's sines and cosines, whatever it computes the rest in.
+
+    They are products of timesteps, or of sizes in pixels, with frequencies: hundreds of radians, of which bfloat16 has
+    three digits. OpenVINO computes in the lower precision what comes before a product of matrices, and in float32 what
+    lies between the last one and an output. So sines and cosines become outputs; nobody asks for them.
+
+    Args:
+        model: `openvino.Model`, which is changed.
+
+    Returns:
+        The nodes that have become outputs.
+    """
+    waves = [node for node in model.get_ordered_ops() if node.get_type_name() in ("Sin", "Cos")]
+    model.add_outputs([node.output(0) for node in waves])
+    return tuple(node.get_friendly_name() for node in waves)
+
+
 def _named(device: Device) -> str:
     return f"this {device.name}, {device.property('FULL_DEVICE_NAME')},"
