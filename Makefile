@@ -6,7 +6,15 @@ OPTIMUM := .venv-optimum
 GENAI := .venv-genai
 SDCPP := .venv-sdcpp
 FOLDERS := benchmarks export reference runtime
-CURVES := --contender 'safelight openvino bf16' --contender 'diffusers bf16' --against 'diffusers bf16'
+RESULTS := benchmarks/results
+SHAPES := $(BIN)/safelight bench --runs 1 --cold-runs 0
+OURS := --contender 'safelight onnxruntime' --contender 'safelight openvino'
+BF16 := --contender 'safelight openvino bf16' --contender 'diffusers bf16'
+BALANCED := --contender 'safelight openvino bf16, balanced'
+PYTORCH := --contender 'reference (PyTorch)' --contender diffusers --contender 'diffusers, torch.compile' \
+  --contender 'diffusers bf16, torch.compile'
+PEERS := --contender optimum-onnx --contender 'OpenVINO GenAI' --contender 'OpenVINO GenAI bf16' \
+  --contender 'stable-diffusion.cpp bf16'
 CHECKPOINT := reference/emoji/checkpoint
 # what `make test` runs: all that needs no minutes, no browser, no GPU and no environment of its own
 HERE := not (browser or engine_matrix or full_shape or fuzz or gpu or interchange or peers or ray or soak)
@@ -135,17 +143,25 @@ bench: $(INSTALLED)
 	-$(BIN)/safelight bench --rounds 3 --json benchmarks/results/emoji-cpu.json --html output/bench/emoji-cpu.html \
 	  --scaling 'safelight onnxruntime' --scaling diffusers
 
-# All the numbers of docs/benchmarks.md, on an otherwise idle machine: hours, 20 GB of disk, 24 GB of memory.
-bench-cpu: bench
-	-$(BIN)/safelight bench --case sd15 --rounds 2 --runs 1 --cold-runs 1 \
-	  --json benchmarks/results/sd15-cpu.json --html output/bench/sd15-cpu.html
-	-$(BIN)/safelight bench --case sd15 --size 512 --num-inference-steps 4 --rounds 1 --runs 1 --cold-runs 0 --no-ceiling \
-	  $(CURVES) --scaling 'safelight openvino bf16' --scaling 'diffusers bf16' --scale-sides 256,512,1024 \
-	  --json benchmarks/results/sd15-curves-cpu.json --html output/bench/sd15-curves-cpu.html
-	-$(BIN)/safelight bench --case sd15 --size 512 --size 1024 --batch 2 --batch 4 --num-inference-steps 4 --rounds 1 \
-	  --runs 1 --cold-runs 0 --json benchmarks/results/sd15-batches-cpu.json --html output/bench/sd15-batches-cpu.html
-	-$(BIN)/safelight bench --case sd21 --case sdxl --size 512 --size 1024 --num-inference-steps 4 --rounds 1 --runs 1 \
-	  --cold-runs 0 --json benchmarks/results/sd21-sdxl-cpu.json --html output/bench/sd21-sdxl-cpu.html
+# Published shapes, random weights, on an otherwise idle machine: two hours, 60 GB of disk, 24 GB of memory.
+bench-cpu: $(INSTALLED)
+	-$(SHAPES) --case sd15 --rounds 1 --timeout 1500 $(OURS) $(BF16) $(BALANCED) $(PYTORCH) $(PEERS) \
+	  --json $(RESULTS)/sd15-cpu.json --html output/bench/sd15-cpu.html
+	-$(SHAPES) --case sd15 --rounds 3 --no-ceiling $(BF16) --contender 'OpenVINO GenAI bf16' --against 'diffusers bf16' \
+	  --json $(RESULTS)/sd15-bf16-rounds-cpu.json
+	-$(SHAPES) --case sd15 --rounds 1 --no-ceiling $(BF16) --against 'diffusers bf16' --num-inference-steps 4 \
+	  --scaling 'safelight openvino bf16' --scale-sides 256,512,768,1024 \
+	  --json $(RESULTS)/sd15-curves-cpu.json --html output/bench/sd15-curves-cpu.html
+	-$(SHAPES) --case sd15 --rounds 1 --no-ceiling $(BF16) --against 'diffusers bf16' --num-inference-steps 2 \
+	  --size 1024x1024 --json $(RESULTS)/sd15-1024-cpu.json
+	-$(SHAPES) --case sd15 --rounds 1 --no-ceiling $(BF16) --against 'diffusers bf16' --num-inference-steps 4 \
+	  --batch 2 --batch 4 --json $(RESULTS)/sd15-batches-cpu.json
+	-$(SHAPES) --case sd21 --rounds 1 --no-ceiling --contender diffusers $(BF16) $(BALANCED) --size 512x512 \
+	  --json $(RESULTS)/sd21-512-cpu.json
+	-$(SHAPES) --case sdxl --rounds 1 --no-ceiling --contender diffusers $(BF16) $(BALANCED) --size 512x512 \
+	  --num-inference-steps 10 --json $(RESULTS)/sdxl-512-cpu.json
+	-$(SHAPES) --case sdxl --rounds 1 --no-ceiling $(BF16) --against 'diffusers bf16' --num-inference-steps 2 \
+	  --json $(RESULTS)/sdxl-1024-cpu.json
 
 # A server under load, and for twenty minutes, on an otherwise idle machine. What is not as it should be ends it.
 bench-serving: $(INSTALLED)

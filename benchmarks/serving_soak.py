@@ -148,9 +148,9 @@ class Soak:
         """Seconds until there is another worker, and pictures are made."""
         async with Client(self._server.port) as client:
             while perf_counter() - killed < _RECOVERY:
+                is_another = self._server.worker not in (None, old)  # asked first: the server knows of the death then
                 self._send("/health/ready")
-                ready = (await client.ask("GET", "/health/ready")).status == 200
-                if ready and self._server.worker not in (None, old):
+                if (await client.ask("GET", "/health/ready")).status == 200 and is_another:
                     return perf_counter() - killed
                 await asyncio.sleep(0.1)
         return None

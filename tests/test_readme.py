@@ -104,7 +104,37 @@ def test_the_numbers_of_a_published_shape_are_those_of_the_results(results: str)
         own = f"| {seconds:.1f} s | {times} | {step:.2f} s | {row['peak_memory'] / 2**20:.0f} MiB |"
         (line,) = [line for line in lines if line.endswith(own)]
         assert f"| {row['precision']} |" in line
-        assert row["contender"] == "diffusers" or f"{row['psnr']:.1f} dB" in line
+        assert row["contender"] == content["cases"][0]["compared_with"] or f"{row['psnr']:.1f} dB" in line
+
+
+def test_the_rounds_of_a_published_shape_are_those_of_the_results() -> None:
+    content = json.loads((ROOT / "benchmarks" / "results" / "sd15-bf16-rounds-cpu.json").read_text())
+    seconds = {row["contender"]: row["warm_seconds"]["total"]["median"] for row in content["cases"][0]["rows"]}
+    ours, genai, diffusers = (
+        seconds[name] for name in ("safelight openvino bf16", "OpenVINO GenAI bf16", "diffusers bf16")
+    )
+    assert f"takes {ours:.1f} s, OpenVINO GenAI {genai:.1f} s, diffusers {diffusers:.1f} s" in README
+    assert ours < 1.03 * genai
+    assert 1.2 * ours < diffusers
+
+
+def test_the_numbers_of_other_shapes_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    columns = []
+    for results in ("sd21-512-cpu", "sdxl-512-cpu"):
+        content = json.loads((ROOT / "benchmarks" / "results" / f"{results}.json").read_text())
+        rows = {row["contender"]: row for row in content["cases"][0]["rows"]}
+        base = rows["diffusers"]["warm_seconds"]["total"]["median"]
+        columns.append(
+            [
+                f"{base / row['warm_seconds']['total']['median']:.2f} | {row['psnr']:.1f} dB | "
+                f"{row['peak_memory'] / 2**20:.0f} MiB |"
+                for row in (rows[name] for name in rows if name != "diffusers")
+            ]
+        )
+    assert len(columns[0]) == 3
+    for first, second in zip(*columns, strict=True):
+        assert f"| {first} {second}" in page
 
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "reference" / "emoji" / "README.md"]

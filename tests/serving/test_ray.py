@@ -47,6 +47,7 @@ LIMIT = 90.0  # seconds after which something is stuck
 PROMPT = "cat face on a blue background"
 STEPS = 4
 LONG = 250  # steps, which take seconds
+CANCELLED = 'safelight_pictures_total{outcome="cancelled"'
 ARGUMENTS: dict[str, Any] = {"host": "127.0.0.1", "engine": {"backend": "onnxruntime", "threads": 1}}
 QUICK: dict[str, Any] = {
     "num_replicas": 2,
@@ -226,7 +227,7 @@ def test_a_stream_comes_as_it_is_made_and_ends_with_its_reader(service: Client) 
     answer.close()
     connection.close()
     until(lambda: sum(each["running"] for each in replicas()) == 0, "the picture is given up", 30)
-    assert sum(service.counted('safelight_pictures_total{outcome="cancelled"').values()) == 1
+    until(lambda: sum(service.counted(CANCELLED).values()) == 1, "it is counted as cancelled")
 
 
 def test_who_goes_away_is_not_waited_for(service: Client) -> None:
@@ -234,7 +235,7 @@ def test_who_goes_away_is_not_waited_for(service: Client) -> None:
     until(lambda: sum(each["running"] for each in replicas()) == 1, "the picture is begun")
     connection.close()
     until(lambda: sum(each["running"] for each in replicas()) == 0, "the picture is given up", 30)
-    assert sum(service.counted('safelight_pictures_total{outcome="cancelled"').values()) == 1
+    until(lambda: sum(service.counted(CANCELLED).values()) == 1, "it is counted as cancelled")
 
 
 def test_a_cancellation_reaches_the_replica_that_has_the_request(service: Client) -> None:
